@@ -1,0 +1,1 @@
+"""The cellar: everything compiled, and the only place numba is imported."""

@@ -1,0 +1,40 @@
+"""How does a gateway avoid compiling during its first requests?"""
+
+import numpy as np
+
+from inferencesched.endpoints import KV_CACHE_USAGE, WAITING_QUEUE_SIZE
+from inferencesched.explain import explain
+from inferencesched.framework import SchedulingProfile, WeightedScorer
+from inferencesched.normalize import minmax
+from inferencesched.pickers import MaxScorePicker
+from inferencesched.pool import InferencePool
+from inferencesched.prefix import ApproximatePrefixProducer
+from inferencesched.request import InferenceRequest
+from inferencesched.scheduler import Scheduler
+from inferencesched.scorers import KvCacheUtilizationScorer, PrefixCacheScorer, QueueScorer
+from inferencesched.staleness import StalePolicy
+
+
+def warmup() -> None:
+    """Is everything compiled that a gateway calls? It is after this.
+
+    Walks one small pool through the kernels of scoring, hashing and the prefix index. Cost: a few seconds the
+    first time on a machine, a few tens of milliseconds from numba's disk cache. Changes nothing else.
+
+    >>> warmup()
+    """
+    pool = InferencePool()
+    rng = np.random.default_rng(0)
+    for name in ("a", "b", "c"):
+        pool.join(name)
+        pool.observe(name, {WAITING_QUEUE_SIZE: 1.0, KV_CACHE_USAGE: 0.5}, now=0.0)
+    scorers = tuple(WeightedScorer(s) for s in (PrefixCacheScorer(), QueueScorer(), KvCacheUtilizationScorer()))
+    producer = ApproximatePrefixProducer(block_size=16, capacity=8)
+    scheduler = Scheduler(SchedulingProfile(MaxScorePicker(), scorers), producers=(producer,), stale=StalePolicy())
+    request = InferenceRequest(request_id="warm-up", tokens=np.arange(320, dtype=np.uint32))
+    explain(scheduler, request, pool.snapshot(), now=0.0, rng=rng)
+    for _ in range(3):
+        scheduler.schedule_and_reserve(request, pool, now=0.0, rng=rng).complete(now=0.0)
+    producer.index.remove(0, request.block_hashes if request.block_hashes is not None else np.arange(2, dtype=np.uint64))
+    producer.index.clear(0)
+    minmax(pool.snapshot()[WAITING_QUEUE_SIZE])

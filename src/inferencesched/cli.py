@@ -1,0 +1,237 @@
+"""What does the command line offer? ``simulate``, ``compare`` and ``explain`` (extra ``cli``)."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import fields
+from functools import wraps
+from math import isfinite
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+import msgspec
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from inferencesched.errors import InferenceSchedError, InvalidInputError, TraceError
+from inferencesched.explain import explain as explain_decision
+from inferencesched.simulator import (
+    POLICIES,
+    Cluster,
+    EngineConfig,
+    Policy,
+    Replay,
+    Run,
+    Simulation,
+    Workload,
+    generate,
+    policy as policy_named,
+    read_trace,
+    simulate as replay_trace,
+    timing as timing_named,
+)
+from inferencesched.simulator import compare as compare_policies
+from inferencesched.simulator import report
+
+_errors = Console(stderr=True, highlight=False)
+
+#: The picture's loads, as multiples of ``--speedup``.
+_LOADS = "0.5,0.75,1,1.25,1.5,2"
+
+
+def _options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add what all three commands understand."""
+    for option in reversed(
+        (
+            click.argument("trace", required=False, type=click.Path(path_type=Path)),
+            click.option("--servers", default=8, show_default=True, help="simulated model servers"),
+            click.option("--kv-blocks", default=16_384, show_default=True, help="KV blocks a server"),
+            click.option("--block-size", default=64, show_default=True, help="tokens a KV block"),
+            click.option("--timing", default="dynamo-mocker", show_default=True, help="step-time model"),
+            click.option("--speedup", default=1.0, show_default=True, help="arrivals so many times as fast"),
+            click.option("--scrape-ms", default=50.0, show_default=True, help="age of scraped signals; 0 is fresh"),
+            click.option("--seed", default=0, show_default=True, help="of every draw"),
+            click.option("--partial", is_flag=True, help="replay what comes before a broken trace line"),
+        )
+    ):
+        command = option(command)
+
+    @wraps(command)
+    def guarded(**arguments: Any) -> None:
+        try:
+            command(**arguments)
+        except InferenceSchedError as error:
+            _fail(error)
+
+    return guarded
+
+
+def _fail(error: InferenceSchedError) -> NoReturn:
+    """Say what was wrong, on standard error, and leave with status 2."""
+    _errors.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+    if isinstance(error, TraceError) and error.lines_read:
+        _errors.print(f"the {error.lines_read} requests before it are good: --partial replays them", markup=False)
+    sys.exit(2)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="inferencesched")
+def main() -> None:
+    """Decide which model server takes which request; try policies on traces.
+
+    TRACE is a Mooncake JSONL or an Azure LLM 2023 CSV file. Without one, a seeded workload of our own is replayed.
+    """
+
+
+@main.command()
+@_options
+@click.option("--policy", "policy_name", default="gie-default", show_default=True, help=", ".join(POLICIES))
+@click.option("--json", "as_json", is_flag=True, help="one JSON object on standard output")
+def simulate(trace: Path | None, policy_name: str, as_json: bool, **options: Any) -> None:
+    """Replay a trace under one policy."""
+    chosen = policy_named(policy_name)
+    cluster = _cluster(options)
+    workload = _workload(trace, options)
+    with _bar(show=not as_json) as bar:
+        task = bar.add_task(chosen.name, total=len(workload))
+        replay = replay_trace(workload, chosen, cluster, progress=lambda arrived: bar.update(task, completed=arrived))
+    if as_json:
+        _print_json(_record(workload, cluster, Run(1.0, replay)))
+    else:
+        Console().print(report.table([Run(1.0, replay)], title=_title(workload, cluster)))
+
+
+@main.command()
+@_options
+@click.option("--policies", default=",".join(POLICIES), show_default=True, help="names, comma-separated")
+@click.option("--loads", default=None, help=f"multiples of --speedup, comma-separated; with --out: {_LOADS}")
+@click.option("--out", type=click.Path(path_type=Path), help="folder for the picture and the figures")
+@click.option("--json", "as_json", is_flag=True, help="a JSON array on standard output")
+def compare(
+    trace: Path | None, policies: str, loads: str | None, out: Path | None, as_json: bool, **options: Any
+) -> None:
+    """Replay a trace under several policies; print a table, and draw latency over load."""
+    chosen = [policy_named(name.strip()) for name in policies.split(",")]
+    multiples = _numbers("loads", loads or ("1" if out is None else _LOADS))
+    cluster = _cluster(options)
+    workload = _workload(trace, options)
+    with _bar(show=not as_json) as bar:
+        task = bar.add_task("comparing", total=len(chosen) * len(multiples) * len(workload))
+
+        def progress(done: int, total: int, arrived: int) -> None:
+            name = chosen[min(done // len(multiples), len(chosen) - 1)].name
+            bar.update(task, completed=done * len(workload) + arrived, description=f"{name} ({done + 1} of {total})")
+
+        runs = compare_policies(workload, chosen, cluster, loads=multiples, progress=progress)
+    records = [_record(workload, cluster, run) for run in runs]
+    if as_json:
+        _print_json(records)
+    else:
+        load = 1.0 if 1.0 in multiples else multiples[0]
+        Console().print(report.table(runs, title=_title(workload, cluster, load), load=load))
+    if out is not None:
+        picture = report.picture(runs, out / "latency-over-load.png", title=_title(workload, cluster))
+        (out / "figures.json").write_bytes(msgspec.json.format(msgspec.json.encode(records)))
+        _errors.print(f"picture: {picture}\nfigures: {out / 'figures.json'}", markup=False, soft_wrap=True)
+
+
+@main.command()
+@_options
+@click.option("--policy", "policy_name", default="gie-default", show_default=True, help=", ".join(POLICIES))
+@click.option("--request", "place", default=100, show_default=True, help="which request of the trace, from 0")
+@click.option("--json", "as_json", is_flag=True, help="one JSON object on standard output")
+def explain(trace: Path | None, policy_name: str, place: int, as_json: bool, **options: Any) -> None:
+    """Replay a trace up to one request, and say why it goes where it goes."""
+    chosen = policy_named(policy_name)
+    cluster = _cluster(options)
+    workload = _workload(trace, options)
+    if not 0 <= place < len(workload):
+        raise InvalidInputError("request", place, f"0 to {len(workload) - 1}")
+    simulation = Simulation(workload, chosen, cluster)
+    for _ in range(place):
+        simulation.step()
+    request, now = simulation.arrive()
+    explanation = explain_decision(
+        simulation.scheduler, request, simulation.pool.snapshot(), now=now / 1e3, rng=simulation.rng
+    )
+    if as_json:
+        _print_json(explanation.to_dict())
+    else:
+        click.echo(str(explanation))
+
+
+def _cluster(options: dict[str, Any]) -> Cluster:
+    return Cluster(
+        servers=options["servers"],
+        engine=EngineConfig(kv_blocks=options["kv_blocks"], block_size=options["block_size"]),
+        timing=timing_named(options["timing"]),
+        speedup=options["speedup"],
+        scrape_ms=options["scrape_ms"],
+        seed=options["seed"],
+    )
+
+
+def _workload(trace: Path | None, options: dict[str, Any]) -> Workload:
+    if trace is None:
+        return generate(seed=options["seed"])
+    try:
+        return read_trace(trace)
+    except TraceError as error:
+        if options["partial"] and error.lines_read:
+            _errors.print(f"warning: {error}; replaying the {error.lines_read} requests before it", markup=False)
+            workload: Workload = error.workload
+            return workload
+        raise
+
+
+def _numbers(name: str, text: str) -> list[float]:
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or not all(isfinite(number) and number > 0 for number in numbers):
+        raise InvalidInputError(name, text, "numbers above 0, comma-separated")
+    return numbers
+
+
+def _record(workload: Workload, cluster: Cluster, run: Run) -> dict[str, object]:
+    """Return the figures with what they were measured on; unknown numbers are null."""
+    replay: Replay = run.replay
+    record: dict[str, object] = {
+        "policy": replay.policy,
+        "trace": workload.name,
+        "workers": cluster.servers,
+        "blocks": cluster.engine.kv_blocks,
+        "block_size": cluster.engine.block_size,
+        "timing": cluster.timing.name,
+        "speed": cluster.speedup * run.load,
+        "scrape_ms": cluster.scrape_ms,
+        "seed": cluster.seed,
+    }
+    record |= {key: value if isfinite(value) else None for key, value in replay.figures.items()}
+    return record | {"decision_us_p50": replay.decision_us_p50, "wall_s": replay.wall_s}
+
+
+def _title(workload: Workload, cluster: Cluster, load: float = 1.0) -> str:
+    return (
+        f"{workload.name}: {len(workload):,} requests x{cluster.speedup * load:g} on {cluster.servers} servers of "
+        f"{cluster.engine.kv_blocks:,} x {cluster.engine.block_size} tokens, {cluster.timing.name}"
+    )
+
+
+def _bar(*, show: bool) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeRemainingColumn(),
+        console=_errors,
+        disable=not show,
+    )
+
+
+def _print_json(value: object) -> None:
+    click.echo(msgspec.json.encode(value).decode())
+
+
+__all__ = ["main"]

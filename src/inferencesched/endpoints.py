@@ -1,0 +1,318 @@
+"""What was known of every endpoint at one moment?
+
+An `Endpoints` is an immutable snapshot: one ``float64[S, E]`` matrix, a row a signal, a column an endpoint.
+Position ``i`` is the same endpoint in every column of one snapshot. Unknown is NaN, never 0.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from math import inf, nan
+from typing import Final, Literal, NamedTuple, final
+
+import numpy as np
+
+from inferencesched._typing import BoolArray, FloatArray, IndexArray, IntArray
+from inferencesched.errors import InvalidInputError, UnknownNameError
+
+Freshness = Literal["scraped", "local", "static", "cycle"]
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """Which column is this, in what unit, and how stale may it be?
+
+    Two signals of one name are the same signal. ``freshness`` says who writes it: ``scraped`` from the server
+    (may be stale), ``local`` by the pool itself (never stale), ``static`` at joining, ``cycle`` by a
+    DataProducer for one decision. ``low`` and ``high`` bound what may be observed.
+
+    >>> TEMPERATURE = Signal("accelerator_temperature", unit="celsius", high=150.0)
+    >>> TEMPERATURE
+    Signal('accelerator_temperature')
+    """
+
+    name: str
+    unit: str = field(default="", compare=False)
+    default: float = field(default=nan, compare=False)
+    freshness: Freshness = field(default="scraped", compare=False)
+    low: float = field(default=0.0, compare=False)
+    high: float = field(default=inf, compare=False)
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise InvalidInputError("name", self.name, "a string that is not empty")
+        if not self.low <= self.high:
+            raise InvalidInputError("low", self.low, f"at most high = {self.high}")
+
+    def __repr__(self) -> str:
+        return f"Signal({self.name!r})"
+
+
+WAITING_QUEUE_SIZE: Final = Signal("waiting_queue_size", "requests")
+RUNNING_REQUESTS: Final = Signal("running_requests", "requests")
+KV_CACHE_USAGE: Final = Signal("kv_cache_usage", "fraction", high=1.0)
+LORA_ACTIVE: Final = Signal("lora_active", "adapters")
+LORA_WAITING: Final = Signal("lora_waiting", "adapters")
+LORA_CAPACITY: Final = Signal("lora_capacity", "adapters")
+KV_BLOCKS: Final = Signal("kv_blocks", "blocks", freshness="static")
+KV_BLOCK_SIZE: Final = Signal("kv_block_size", "tokens", freshness="static")
+INFLIGHT_REQUESTS: Final = Signal("inflight_requests", "requests", 0.0, "local")
+INFLIGHT_TOKENS: Final = Signal("inflight_tokens", "tokens", 0.0, "local")
+CONTEXT_TOKENS: Final = Signal("context_tokens", "tokens", 0.0, "local")
+LAST_PICKED: Final = Signal("last_picked", "commits", -1.0, "local", low=-1.0)
+OBSERVED_AT: Final = Signal("observed_at", "s", -inf, "local", low=-inf)
+PREFIX_MATCH: Final = Signal("prefix_match", "fraction", nan, "cycle", high=1.0)
+PREFIX_TOKENS: Final = Signal("prefix_tokens", "tokens", nan, "cycle")
+
+#: The signals every pool has, in the order of the matrix's rows.
+STANDARD_SIGNALS: Final = (
+    WAITING_QUEUE_SIZE,
+    RUNNING_REQUESTS,
+    KV_CACHE_USAGE,
+    INFLIGHT_REQUESTS,
+    INFLIGHT_TOKENS,
+    CONTEXT_TOKENS,
+    LAST_PICKED,
+    OBSERVED_AT,
+    PREFIX_MATCH,
+    PREFIX_TOKENS,
+    LORA_ACTIVE,
+    LORA_WAITING,
+    LORA_CAPACITY,
+    KV_BLOCKS,
+    KV_BLOCK_SIZE,
+)
+
+
+class Layout:
+    """Which row of the matrix is which signal? Shared by all snapshots of a pool."""
+
+    __slots__ = ("rows", "signals")
+
+    def __init__(self, signals: Iterable[Signal]) -> None:
+        self.signals = tuple(signals)
+        self.rows = {signal.name: row for row, signal in enumerate(self.signals)}
+        if len(self.rows) != len(self.signals):
+            raise InvalidInputError("signals", [s.name for s in self.signals], "each name once")
+
+    def row(self, signal: Signal) -> int:
+        """Return the row of `signal`; `UnknownNameError` if the pool does not have it."""
+        row = self.rows.get(signal.name)
+        if row is None:
+            raise UnknownNameError("signal", signal.name, list(self.rows))
+        return row
+
+    def defaults(self) -> FloatArray:
+        """Return each signal's default, ``float64[S]``."""
+        return np.array([signal.default for signal in self.signals], dtype=np.float64)
+
+
+class Membership:
+    """Who is in the pool? Static between joins and leaves, shared by the snapshots in between.
+
+    A *slot* is a small stable int (the prefix index's column); a *generation* is unique to one stay:
+    an endpoint that left and came back under its name has another.
+    """
+
+    __slots__ = ("_masks", "generations", "labels", "names", "positions", "slots")
+
+    def __init__(
+        self,
+        names: tuple[str, ...] = (),
+        slots: Iterable[int] = (),
+        generations: Iterable[int] = (),
+        labels: tuple[Mapping[str, str], ...] = (),
+    ) -> None:
+        self.names = names
+        self.slots: IndexArray = np.array(tuple(slots), dtype=np.intp)
+        self.generations: IntArray = np.array(tuple(generations), dtype=np.int64)
+        self.slots.flags.writeable = False
+        self.generations.flags.writeable = False
+        self.labels = labels
+        self.positions = {name: position for position, name in enumerate(names)}
+        self._masks: dict[tuple[str, str], BoolArray] = {}
+
+    def label(self, key: str, value: str) -> BoolArray:
+        """Return which members carry the label, ``bool[E]``; remembered until the membership changes."""
+        mask = self._masks.get((key, value))
+        if mask is None:
+            mask = np.array([labels.get(key) == value for labels in self.labels], dtype=np.bool_)
+            mask.flags.writeable = False
+            self._masks[(key, value)] = mask
+        return mask
+
+
+class Adapters(NamedTuple):
+    """Which LoRA adapters does one server run, have waiting, and how many can it hold?"""
+
+    running: frozenset[str] = frozenset()
+    waiting: frozenset[str] = frozenset()
+    capacity: int = 0
+
+
+class Residency:
+    """Where is each LoRA adapter? Immutable; asked once an adapter, remembered until it changes."""
+
+    __slots__ = ("_running", "_waiting", "adapters")
+
+    def __init__(self, adapters: tuple[Adapters, ...] = ()) -> None:
+        self.adapters = adapters
+        self._running: dict[str, BoolArray] = {}
+        self._waiting: dict[str, BoolArray] = {}
+
+    def running(self, name: str) -> BoolArray:
+        """Return where the adapter runs, ``bool[E]``."""
+        mask = self._running.get(name)
+        if mask is None:
+            mask = np.array([name in known.running for known in self.adapters], dtype=np.bool_)
+            self._running[name] = mask
+        return mask
+
+    def waiting(self, name: str) -> BoolArray:
+        """Return where the adapter waits to be loaded, ``bool[E]``."""
+        mask = self._waiting.get(name)
+        if mask is None:
+            mask = np.array([name in known.waiting for known in self.adapters], dtype=np.bool_)
+            self._waiting[name] = mask
+        return mask
+
+
+@final
+class Endpoints:
+    """What was known of every candidate when the decision began?
+
+    Columns are ``float64[E]``, C-contiguous and read-only. Made by `InferencePool.snapshot`; `where` and
+    `with_columns` return new ones. ``version`` is the pool's count of changes at the snapshot, ``sequence`` its count of reservations.
+
+    >>> from inferencesched.pool import InferencePool
+    >>> pool = InferencePool()
+    >>> pool.join("a"); pool.join("b", labels={"zone": "eu"})
+    >>> pool.observe("a", {WAITING_QUEUE_SIZE: 3.0}, now=1.0)
+    >>> endpoints = pool.snapshot()
+    >>> endpoints[WAITING_QUEUE_SIZE]
+    array([ 3., nan])
+    >>> endpoints.where(endpoints.label("zone", "eu")).names
+    ('b',)
+    """
+
+    __slots__ = ("_residency", "layout", "matrix", "members", "positions", "sequence", "version")
+
+    def __init__(
+        self,
+        matrix: FloatArray,
+        layout: Layout,
+        members: Membership,
+        residency: Residency,
+        version: int,
+        sequence: int,
+        positions: IndexArray | None = None,
+    ) -> None:
+        matrix.flags.writeable = False
+        self.matrix = matrix
+        self.layout = layout
+        self.members = members
+        self._residency = residency
+        self.version = version
+        self.sequence = sequence
+        self.positions = positions  # places in `members`; None is all of them, in order
+
+    def __len__(self) -> int:
+        return self.matrix.shape[1]
+
+    def __repr__(self) -> str:
+        return f"Endpoints({len(self)} of {len(self.members.names)}, version {self.version})"
+
+    def __getitem__(self, signal: Signal) -> FloatArray:
+        """Return a signal's column, ``float64[E]``, read-only; `UnknownNameError` if the pool lacks it."""
+        column: FloatArray = self.matrix[self.layout.row(signal)]
+        return column
+
+    def name(self, position: int) -> str:
+        """Return the endpoint's name."""
+        return self.members.names[position if self.positions is None else self.positions[position]]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Which endpoints, in the order of the columns?"""
+        if self.positions is None:
+            return self.members.names
+        return tuple(self.members.names[i] for i in self.positions)
+
+    @property
+    def slots(self) -> IndexArray:
+        """Which small stable ints, ``intp[E]``? The prefix index's columns."""
+        return self.members.slots if self.positions is None else self.members.slots[self.positions]
+
+    @property
+    def generations(self) -> IntArray:
+        """Which stay of each endpoint, ``int64[E]``?"""
+        return self.members.generations if self.positions is None else self.members.generations[self.positions]
+
+    @property
+    def last_picked(self) -> IntArray:
+        """At which commit was each endpoint reserved last, ``int64[E]``? -1 is never."""
+        return self[LAST_PICKED].astype(np.int64)
+
+    def label(self, key: str, value: str) -> BoolArray:
+        """Return which endpoints carry the label, ``bool[E]``."""
+        return self._of_members(self.members.label(key, value))
+
+    def hosts(self, adapter: str) -> BoolArray:
+        """Return which endpoints run the LoRA adapter, ``bool[E]``."""
+        return self._of_members(self._residency.running(adapter))
+
+    def awaits(self, adapter: str) -> BoolArray:
+        """Return which endpoints have the LoRA adapter waiting to be loaded, ``bool[E]``."""
+        return self._of_members(self._residency.waiting(adapter))
+
+    def age(self, now: float) -> FloatArray:
+        """Return seconds since each endpoint's last observation, ``float64[E]``; inf if there was none."""
+        return now - self[OBSERVED_AT]
+
+    def where(self, keep: BoolArray) -> "Endpoints":
+        """Return the kept endpoints only, compressed; `self` when nothing is dropped.
+
+        Compressed rather than masked, so that no scorer's ``max()`` can see what was filtered out.
+        """
+        if keep.all():
+            return self
+        kept: IndexArray = np.flatnonzero(keep)
+        positions = kept if self.positions is None else self.positions[kept]
+        return self._derived(np.ascontiguousarray(self.matrix[:, kept]), self.layout, positions)
+
+    def with_columns(self, columns: Mapping[Signal, FloatArray]) -> "Endpoints":
+        """Return a snapshot in which these columns are replaced or added; values are copied.
+
+        Errors: `InvalidInputError` for a column that is not ``[E]`` numbers.
+        """
+        count = len(self)
+        for signal, column in columns.items():
+            if np.shape(column) != (count,):
+                raise InvalidInputError(signal.name, f"shape {np.shape(column)}", f"float64[{count}]")
+        new = [signal for signal in columns if signal.name not in self.layout.rows]
+        layout = self.layout
+        if new:
+            layout = Layout((*layout.signals, *new))
+            matrix = np.empty((len(layout.signals), count), dtype=np.float64)
+            matrix[: len(self.layout.signals)] = self.matrix
+        else:
+            matrix = self.matrix.copy()
+        for signal, column in columns.items():
+            matrix[layout.rows[signal.name]] = column
+        return self._derived(matrix, layout, self.positions)
+
+    def booked(self, position: int, *, tokens: int, context_tokens: int) -> "Endpoints":
+        """Return the snapshot as it would be after one reservation there: what joint decisions plan with."""
+        matrix, rows = self.matrix.copy(), self.layout.rows
+        matrix[rows[INFLIGHT_REQUESTS.name], position] += 1.0
+        matrix[rows[INFLIGHT_TOKENS.name], position] += tokens
+        matrix[rows[CONTEXT_TOKENS.name], position] += context_tokens
+        matrix[rows[LAST_PICKED.name], position] = self.sequence
+        planned = self._derived(matrix, self.layout, self.positions)
+        planned.sequence += 1
+        return planned
+
+    def _of_members(self, mask: BoolArray) -> BoolArray:
+        return mask if self.positions is None else mask[self.positions]
+
+    def _derived(self, matrix: FloatArray, layout: Layout, positions: IndexArray | None) -> "Endpoints":
+        return Endpoints(matrix, layout, self.members, self._residency, self.version, self.sequence, positions)

@@ -1,0 +1,146 @@
+"""What can go wrong, and whose fault is it?
+
+::
+
+    InferenceSchedError
+     |
+     |-- InvalidInputError (ValueError)          the caller's fault: nothing has changed
+     |    |-- UnknownNameError (LookupError)     a policy, timing, signal or endpoint nobody knows
+     |    |-- DuplicateEndpointError             an endpoint name used twice
+     |    |-- UnknownParentError                 a suffix of blocks whose parent is not in the index
+     |    `-- TraceError                         a line of a trace file: names file and line
+     |
+     |-- PluginError                             the plug-in's fault
+     |    |-- ScoreError                         wrong shape, dtype, NaN or outside [0, 1]
+     |    |-- FilterError                        not a bool[E]
+     |    `-- PickError                          not positions of the candidates
+     |
+     |-- RequestRefusedError                     terminal for one request: has an outcome and a status
+     |    |-- NoEndpointsError                   503  the pool is empty, or everything was excluded
+     |    `-- FilteredOutError                   429  every candidate was filtered out
+     |
+     `-- ReservationError                        the booking is not there any more
+          |-- EndpointGoneError                  503  the endpoint left (or was replaced) in between
+          `-- AlreadySettledError                     settled before; names how
+
+An error is raised before anything changes. Messages name the parameter, the value and what was allowed.
+"""
+
+from typing import Any, ClassVar
+
+
+class InferenceSchedError(Exception):
+    """Is this error one of ours? The root of the tree."""
+
+
+class InvalidInputError(InferenceSchedError, ValueError):
+    """Which parameter was wrong, what was its value, and what was allowed?
+
+    >>> raise InvalidInputError("servers", 0, "an integer of at least 1")
+    Traceback (most recent call last):
+    ...
+    inferencesched.errors.InvalidInputError: servers: got 0, allowed: an integer of at least 1
+    """
+
+    def __init__(self, parameter: str, value: object, allowed: str) -> None:
+        self.parameter = parameter
+        self.value = value
+        self.allowed = allowed
+        super().__init__(f"{parameter}: got {value!r}, allowed: {allowed}")
+
+
+class UnknownNameError(InvalidInputError, LookupError):
+    """Which name is unknown, and which names exist?"""
+
+    def __init__(self, parameter: str, value: object, known: "list[str] | tuple[str, ...] | str") -> None:
+        allowed = known if isinstance(known, str) else "one of " + ", ".join(known)
+        super().__init__(parameter, value, allowed)
+
+
+class DuplicateEndpointError(InvalidInputError):
+    """Which endpoint name was joined a second time?"""
+
+
+class UnknownParentError(InvalidInputError, LookupError):
+    """Which parent block is not in the prefix index?"""
+
+
+class TraceError(InvalidInputError):
+    """Which line of which trace file could not be read?
+
+    ``lines_read`` says how many requests before it were good; ``workload`` holds them (a `Workload`), so that a
+    broken line never costs the lines before it.
+    """
+
+    workload: Any
+
+    def __init__(self, path: str, line: int, parameter: str, value: object, allowed: str, *, lines_read: int = 0) -> None:
+        super().__init__(f"{path}:{line}: {parameter}", value, allowed)
+        self.path = path
+        self.line = line
+        self.lines_read = lines_read
+
+
+class PluginError(InferenceSchedError):
+    """Which plug-in broke its contract, and how?"""
+
+    def __init__(self, plugin: object, returned: str, allowed: str) -> None:
+        self.plugin = plugin
+        super().__init__(f"{plugin!r} returned {returned}, allowed: {allowed}")
+
+
+class ScoreError(PluginError):
+    """Which scorer returned something other than float64[E] in [0, 1]?"""
+
+
+class FilterError(PluginError):
+    """Which filter returned something other than bool[E]?"""
+
+
+class PickError(PluginError):
+    """Which picker returned something other than positions of its candidates?"""
+
+
+class RequestRefusedError(InferenceSchedError):
+    """Why may this request not go, and what does its client see?
+
+    ``outcome`` is a low-cardinality metric label, ``status`` the HTTP status.
+    """
+
+    outcome: ClassVar[str] = "refused"
+    status: ClassVar[int] = 503
+
+
+class NoEndpointsError(RequestRefusedError):
+    """Was there nobody to choose from? HTTP 503."""
+
+    outcome: ClassVar[str] = "no_endpoints"
+    status: ClassVar[int] = 503
+
+
+class FilteredOutError(RequestRefusedError):
+    """Did the filters refuse every candidate? HTTP 429, as the reference answers."""
+
+    outcome: ClassVar[str] = "filtered_out"
+    status: ClassVar[int] = 429
+
+
+class ReservationError(InferenceSchedError):
+    """Which reservation can no longer be made or settled?"""
+
+    outcome: ClassVar[str] = "reservation_lost"
+    status: ClassVar[int] = 503
+
+
+class EndpointGoneError(ReservationError):
+    """Which endpoint left, or was replaced by a namesake, since the decision? HTTP 503: decide again."""
+
+    outcome: ClassVar[str] = "endpoint_gone"
+    status: ClassVar[int] = 503
+
+
+class AlreadySettledError(ReservationError):
+    """Which reservation was settled before, and how?"""
+
+    outcome: ClassVar[str] = "already_settled"
+    status: ClassVar[int] = 500

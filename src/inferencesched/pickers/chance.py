@@ -1,0 +1,69 @@
+"""Who is next, by lot or by turn?"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from inferencesched._typing import FloatArray, IndexArray
+from inferencesched.endpoints import Endpoints
+from inferencesched.framework import CycleState
+from inferencesched.pickers.score import check_count
+
+
+@dataclass(frozen=True, slots=True)
+class RandomPicker:
+    """Who is drawn, all being equally likely? Totals are ignored."""
+
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        check_count(self.count)
+
+    def pick(self, totals: FloatArray, endpoints: Endpoints, cycle: CycleState) -> IndexArray:
+        """Return ``intp[min(count, E)]``, without repetition."""
+        if self.count == 1:
+            return np.array([int(cycle.rng.random() * len(totals))], dtype=np.intp)
+        order: IndexArray = cycle.rng.permutation(len(totals))
+        return order[: self.count]
+
+
+@dataclass(frozen=True, slots=True)
+class WeightedRandomPicker:
+    """Who is drawn, in proportion to the totals?
+
+    P(first) = total / sum; totals of 0 or less come last; where none is above 0 the draw is uniform.
+    Source: A-Res, Efraimidis and Spirakis, "Weighted random sampling with a reservoir" (2006): keys u**(1/total).
+    """
+
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        check_count(self.count)
+
+    def pick(self, totals: FloatArray, endpoints: Endpoints, cycle: CycleState) -> IndexArray:
+        """Return ``intp[min(count, E)]``, without repetition."""
+        draws = cycle.rng.random(len(totals))
+        positive = totals > 0.0
+        # log u / total orders as u ** (1 / total) does and does not underflow; 1 - u is never 0
+        keys = np.log1p(-draws) / np.where(positive, totals, 1.0)
+        order: IndexArray = np.lexsort((-keys, ~positive))
+        return order[: self.count]
+
+
+@dataclass(frozen=True, slots=True)
+class RoundRobinPicker:
+    """Whose turn is it? Position ``sequence % E``, so there is no hidden cursor; totals are ignored.
+
+    Under filters that drop other endpoints for each request, turns are uneven: `MaxScorePicker` without scorers
+    gives the turn to whoever waited longest.
+    """
+
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        check_count(self.count)
+
+    def pick(self, totals: FloatArray, endpoints: Endpoints, cycle: CycleState) -> IndexArray:
+        """Return ``intp[min(count, E)]``."""
+        count = len(totals)
+        return (cycle.sequence + np.arange(min(self.count, count), dtype=np.intp)) % count

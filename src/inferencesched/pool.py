@@ -1,0 +1,431 @@
+"""Who keeps the one true state of the endpoints?
+
+`InferencePool` is the one writer: join, leave, observe, reserve, settle. Everybody else reads snapshots.
+Every method is atomic under one lock, so any thread may call any of them; the pool starts none itself.
+"""
+
+import threading
+from collections.abc import Mapping
+from math import inf, isfinite, isnan
+from typing import Final, final
+
+import numpy as np
+
+from inferencesched._typing import FloatArray
+from inferencesched.endpoints import (
+    CONTEXT_TOKENS,
+    INFLIGHT_REQUESTS,
+    INFLIGHT_TOKENS,
+    LAST_PICKED,
+    LORA_ACTIVE,
+    LORA_CAPACITY,
+    LORA_WAITING,
+    OBSERVED_AT,
+    STANDARD_SIGNALS,
+    Adapters,
+    Endpoints,
+    Layout,
+    Membership,
+    Residency,
+    Signal,
+)
+from inferencesched.errors import (
+    DuplicateEndpointError,
+    EndpointGoneError,
+    InvalidInputError,
+    UnknownNameError,
+)
+from inferencesched.request import Usage
+from inferencesched.reservation import Ledger, Reservation, Settlement
+
+_STANDARD: Final = Layout(STANDARD_SIGNALS)
+_REQUESTS: Final = _STANDARD.row(INFLIGHT_REQUESTS)
+_TOKENS: Final = _STANDARD.row(INFLIGHT_TOKENS)
+_CONTEXT: Final = _STANDARD.row(CONTEXT_TOKENS)
+_PICKED: Final = _STANDARD.row(LAST_PICKED)
+_OBSERVED: Final = _STANDARD.row(OBSERVED_AT)
+
+
+@final
+class InferencePool:
+    """Which model servers are there, what is known of them, and what have we sent them?
+
+    Parameters
+    ----------
+    signals: columns of the caller's own beside `STANDARD_SIGNALS`.
+    reservation_ttl: seconds without an event after which `sweep` settles a reservation as expired.
+
+    Cost at 64 endpoints: `snapshot` 2 us after a change and 0.2 us without one, `reserve` 3 us.
+    `leave` and `sweep` are linear in the reservations in flight.
+
+    >>> pool = InferencePool()
+    >>> pool.join("ep-0")
+    >>> pool.join("ep-0")
+    Traceback (most recent call last):
+    ...
+    inferencesched.errors.DuplicateEndpointError: name: got 'ep-0', allowed: a name not in the pool
+    >>> from inferencesched.endpoints import KV_CACHE_USAGE
+    >>> pool.observe("ep-0", {KV_CACHE_USAGE: 1.7}, now=0.0)
+    Traceback (most recent call last):
+    ...
+    inferencesched.errors.InvalidInputError: kv_cache_usage: got 1.7, allowed: 0.0 to 1.0, or NaN for unknown
+    """
+
+    def __init__(self, *, signals: tuple[Signal, ...] = (), reservation_ttl: float = inf) -> None:
+        if not reservation_ttl > 0:
+            raise InvalidInputError("reservation_ttl", reservation_ttl, "seconds above 0")
+        self.lock = threading.RLock()
+        self.reservation_ttl = reservation_ttl
+        self._layout = Layout((*STANDARD_SIGNALS, *signals)) if signals else _STANDARD
+        self._defaults = self._layout.defaults()
+        self._matrix: FloatArray = np.empty((len(self._defaults), 0), dtype=np.float64)
+        self._members = Membership()
+        self._residency = Residency()
+        self._version = 0
+        self._generation = 0
+        self._snapshot: Endpoints | None = None
+        self._inflight: dict[int, Reservation] = {}
+        self._reserved_requests = 0  # also the sequence: commits so far
+        self._reserved_tokens = 0
+        self._settled_requests = 0
+        self._settled_tokens = 0
+        self._inflight_tokens = 0
+
+    # -- membership ------------------------------------------------------------------------------
+
+    def join(
+        self,
+        name: str,
+        *,
+        labels: Mapping[str, str] | None = None,
+        values: Mapping[Signal, float] | None = None,
+    ) -> None:
+        """Add an endpoint; it takes the lowest free slot and a new generation.
+
+        `values` sets static signals. Errors: `DuplicateEndpointError`, `InvalidInputError`, `UnknownNameError`.
+        """
+        with self.lock:
+            members = self._members
+            if not name:
+                raise InvalidInputError("name", name, "a string that is not empty")
+            if name in members.positions:
+                raise DuplicateEndpointError("name", name, "a name not in the pool")
+            column = self._defaults.copy()
+            for signal, value in (values or {}).items():
+                column[self._writable_row(signal, value, "static")] = value
+            taken = set(members.slots.tolist())
+            slot = next(i for i in range(len(taken) + 1) if i not in taken)
+            self._generation += 1
+            self._members = Membership(
+                (*members.names, name),
+                (*members.slots.tolist(), slot),
+                (*members.generations.tolist(), self._generation),
+                (*members.labels, dict(labels or {})),
+            )
+            self._residency = Residency((*self._residency.adapters, Adapters()))
+            self._matrix = np.ascontiguousarray(np.column_stack([self._matrix, column]))
+            self._changed()
+
+    def leave(self, name: str) -> list[Settlement]:
+        """Remove an endpoint; what was in flight there is settled as ``endpoint_left`` and returned."""
+        with self.lock:
+            position = self._position(name)
+            settled = [
+                self._close(reservation, "endpoint_left", "", None, reservation.touched_at)
+                for reservation in list(self._inflight.values())
+                if reservation.position == position
+            ]
+            members = self._members
+            keep = [i for i in range(len(members.names)) if i != position]
+            self._members = Membership(
+                tuple(members.names[i] for i in keep),
+                (int(members.slots[i]) for i in keep),
+                (int(members.generations[i]) for i in keep),
+                tuple(members.labels[i] for i in keep),
+            )
+            self._residency = Residency(tuple(self._residency.adapters[i] for i in keep))
+            self._matrix = np.ascontiguousarray(np.delete(self._matrix, position, axis=1))
+            for reservation in self._inflight.values():
+                if reservation.position > position:
+                    reservation.position -= 1
+            self._changed()
+            return settled
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Which endpoints are in the pool, in the order of every column?"""
+        return self._members.names
+
+    def __len__(self) -> int:
+        return len(self._members.names)
+
+    # -- what is observed ------------------------------------------------------------------------
+
+    def observe(
+        self, name: str, values: Mapping[Signal, float], *, now: float, adapters: Adapters | None = None
+    ) -> None:
+        """Record what a server said of itself at `now` (seconds).
+
+        A signal left out keeps its value; NaN says that it is unknown now. Errors: `UnknownNameError` for an
+        unknown endpoint or signal; `InvalidInputError` for a value out of the signal's range, a signal that is not
+        observed (local, cycle), or a `now` before the endpoint's last observation. Nothing is half recorded.
+        """
+        with self.lock:
+            position = self._position(name)
+            self._check_time(now, float(self._matrix[_OBSERVED, position]), name)
+            rows = [(self._writable_row(signal, value, "scraped"), value) for signal, value in values.items()]
+            matrix = self._matrix
+            for row, value in rows:
+                matrix[row, position] = value
+            matrix[_OBSERVED, position] = now
+            if adapters is not None:
+                known = list(self._residency.adapters)
+                if known[position] != adapters:
+                    known[position] = adapters
+                    self._residency = Residency(tuple(known))
+                matrix[self._layout.row(LORA_ACTIVE), position] = len(adapters.running)
+                matrix[self._layout.row(LORA_WAITING), position] = len(adapters.waiting)
+                matrix[self._layout.row(LORA_CAPACITY), position] = adapters.capacity
+            self._changed()
+
+    def observe_all(self, columns: Mapping[Signal, FloatArray], *, now: float | FloatArray) -> None:
+        """Record one column a signal for the whole pool, in the order of `names`; `now` may differ by endpoint.
+
+        Errors: as `observe`, and `InvalidInputError` for a column of another length. Cost: 2 us and 0.5 us a column.
+        """
+        with self.lock:
+            count = len(self._members.names)
+            rows = []
+            for signal, values in columns.items():
+                column = np.asarray(values, dtype=np.float64)
+                if column.shape != (count,):
+                    raise InvalidInputError(signal.name, f"shape {column.shape}", f"float64[{count}]")
+                for extreme in (np.fmin.reduce(column), np.fmax.reduce(column)) if count else ():
+                    self._writable_row(signal, float(extreme), "scraped")
+                rows.append((self._layout.row(signal), column))
+            times = np.broadcast_to(np.asarray(now, dtype=np.float64), (count,))
+            for position in np.flatnonzero(~(times >= self._matrix[_OBSERVED])):
+                at = int(position)
+                self._check_time(float(times[at]), float(self._matrix[_OBSERVED, at]), self._members.names[at])
+            for row, column in rows:
+                self._matrix[row] = column
+            self._matrix[_OBSERVED] = times
+            self._changed()
+
+    def snapshot(self) -> Endpoints:
+        """What is known right now? The same object until something changes."""
+        with self.lock:
+            snapshot = self._snapshot
+            if snapshot is None:
+                snapshot = self._snapshot = Endpoints(
+                    self._matrix.copy(),
+                    self._layout,
+                    self._members,
+                    self._residency,
+                    self._version,
+                    self._reserved_requests,
+                )
+            return snapshot
+
+    # -- what is booked --------------------------------------------------------------------------
+
+    @property
+    def sequence(self) -> int:
+        """How many reservations were made so far?"""
+        return self._reserved_requests
+
+    def reserve(
+        self,
+        endpoint: str,
+        *,
+        request_id: str,
+        tokens: int = 0,
+        context_tokens: int = 0,
+        now: float,
+        generation: int | None = None,
+    ) -> Reservation:
+        """Book one request on an endpoint; the next snapshot sees it.
+
+        `tokens` are the prompt tokens to compute, given back at the first token; `context_tokens` the KV they will
+        hold until the end. With `generation`, another stay of the endpoint is refused.
+        Errors: `EndpointGoneError`, `UnknownNameError`, `InvalidInputError`.
+        """
+        with self.lock:
+            members = self._members
+            position = members.positions.get(endpoint)
+            if generation is not None and (position is None or members.generations[position] != generation):
+                raise EndpointGoneError(f"endpoint {endpoint!r} left the pool after the decision for {request_id!r}")
+            if position is None:
+                position = self._position(endpoint)
+            if tokens < 0 or context_tokens < 0:
+                name, value = ("tokens", tokens) if tokens < 0 else ("context_tokens", context_tokens)
+                raise InvalidInputError(name, value, "an integer of at least 0")
+            reservation = Reservation(
+                self,
+                number=self._reserved_requests,
+                request_id=request_id,
+                endpoint=endpoint,
+                position=position,
+                slot=int(members.slots[position]),
+                generation=int(members.generations[position]),
+                tokens=tokens,
+                context_tokens=context_tokens,
+                now=now,
+            )
+            matrix = self._matrix
+            matrix[_REQUESTS, position] += 1.0
+            matrix[_TOKENS, position] += tokens
+            matrix[_CONTEXT, position] += context_tokens
+            matrix[_PICKED, position] = self._reserved_requests
+            self._inflight[reservation.number] = reservation
+            self._reserved_requests += 1
+            self._reserved_tokens += tokens
+            self._inflight_tokens += tokens
+            self._changed()
+            return reservation
+
+    def sweep(self, now: float) -> list[Settlement]:
+        """Settle as ``expired`` what had no event for `reservation_ttl` seconds; returns those."""
+        with self.lock:
+            expired = [r for r in self._inflight.values() if now - r.touched_at > self.reservation_ttl]
+            return [self._close(reservation, "expired", "ttl", None, now) for reservation in expired]
+
+    def ledger(self) -> Ledger:
+        """Does reserved = settled + in flight hold? The six counts, read together."""
+        with self.lock:
+            return Ledger(
+                self._reserved_requests,
+                self._settled_requests,
+                len(self._inflight),
+                self._reserved_tokens,
+                self._settled_tokens,
+                self._inflight_tokens,
+            )
+
+    def check(self) -> None:
+        """Assert every relation between members, columns and reservations. For tests; linear in all of them."""
+        with self.lock:
+            members, count = self._members, len(self._members.names)
+            assert self._matrix.shape == (len(self._layout.signals), count)
+            assert len(set(members.names)) == count == len(members.labels) == len(self._residency.adapters)
+            assert len(set(members.slots.tolist())) == count == len(set(members.generations.tolist()))
+            expected = np.zeros((3, count))
+            open_tokens = 0
+            for reservation in self._inflight.values():
+                assert reservation.settlement is None
+                assert members.names[reservation.position] == reservation.endpoint
+                assert members.generations[reservation.position] == reservation.generation
+                owed = reservation.tokens if isnan(reservation.first_token_at) else 0
+                open_tokens += owed
+                expected[:, reservation.position] += (
+                    1,
+                    owed,
+                    reservation.context_tokens + reservation.output_tokens,
+                )
+            assert np.array_equal(self._matrix[[_REQUESTS, _TOKENS, _CONTEXT]], expected)
+            assert self._inflight_tokens == open_tokens
+            assert self._reserved_requests == self._settled_requests + len(self._inflight)
+            assert self._reserved_tokens == self._settled_tokens + self._inflight_tokens
+            assert (self._matrix[_PICKED] < self._reserved_requests).all()
+
+    # -- called by reservations --------------------------------------------------------------------
+
+    def _first_token(self, reservation: Reservation, now: float) -> None:
+        with self.lock:
+            reservation.require_open()
+            reservation.touched_at = max(reservation.touched_at, now)
+            if isnan(reservation.first_token_at):
+                reservation.first_token_at = now
+                self._give_back(reservation)
+                self._changed()
+
+    def _progress(self, reservation: Reservation, tokens: int, now: float) -> None:
+        with self.lock:
+            reservation.require_open()
+            reservation.touched_at = max(reservation.touched_at, now)
+            reservation.output_tokens += tokens
+            self._matrix[_CONTEXT, reservation.position] += tokens
+            self._changed()
+
+    def _move(self, reservation: Reservation, endpoint: str, now: float) -> None:
+        with self.lock:
+            reservation.require_open()
+            target, matrix = self._position(endpoint), self._matrix
+            owed = reservation.tokens if isnan(reservation.first_token_at) else 0
+            context = reservation.context_tokens + reservation.output_tokens
+            for position, sign in ((reservation.position, -1), (target, 1)):
+                matrix[_REQUESTS, position] += sign
+                matrix[_TOKENS, position] += sign * owed
+                matrix[_CONTEXT, position] += sign * context
+            reservation.touched_at = max(reservation.touched_at, now)
+            reservation.endpoint = endpoint
+            reservation.position = target
+            reservation.slot = int(self._members.slots[target])
+            reservation.generation = int(self._members.generations[target])
+            self._changed()
+
+    def _settle(
+        self, reservation: Reservation, outcome: str, reason: str, usage: Usage | None, now: float
+    ) -> Settlement:
+        with self.lock:
+            reservation.require_open()
+            return self._close(reservation, outcome, reason, usage, now)
+
+    # -- inside ------------------------------------------------------------------------------------
+
+    def _close(
+        self, reservation: Reservation, outcome: str, reason: str, usage: Usage | None, now: float
+    ) -> Settlement:
+        """Take an open reservation off the books."""
+        if isnan(reservation.first_token_at):
+            self._give_back(reservation)
+        position = reservation.position
+        self._matrix[_REQUESTS, position] -= 1.0
+        self._matrix[_CONTEXT, position] -= reservation.context_tokens + reservation.output_tokens
+        del self._inflight[reservation.number]
+        self._settled_requests += 1
+        reservation.settlement = Settlement(
+            reservation.request_id,
+            reservation.endpoint,
+            outcome,
+            reason,
+            reservation.tokens,
+            reservation.output_tokens,
+            reservation.reserved_at,
+            reservation.first_token_at,
+            now,
+            usage,
+        )
+        self._changed()
+        return reservation.settlement
+
+    def _give_back(self, reservation: Reservation) -> None:
+        """Return the booked prompt tokens: they are computed, or never will be."""
+        self._matrix[_TOKENS, reservation.position] -= reservation.tokens
+        self._inflight_tokens -= reservation.tokens
+        self._settled_tokens += reservation.tokens
+
+    def _changed(self) -> None:
+        self._version += 1
+        self._snapshot = None
+
+    def _position(self, name: str) -> int:
+        position = self._members.positions.get(name)
+        if position is None:
+            raise UnknownNameError("endpoint", name, list(self._members.names) or "none: the pool is empty")
+        return position
+
+    def _writable_row(self, signal: Signal, value: float, freshness: str) -> int:
+        """Return the row of a signal that may be set to this value from outside."""
+        row = self._layout.row(signal)
+        declared = self._layout.signals[row]
+        if declared.freshness != "static" and declared.freshness != freshness:
+            raise InvalidInputError(signal.name, declared.freshness, "a scraped or static signal")
+        if not (declared.low <= value <= declared.high and isfinite(value)) and not isnan(value):
+            raise InvalidInputError(signal.name, value, f"{declared.low} to {declared.high}, or NaN for unknown")
+        return row
+
+    @staticmethod
+    def _check_time(now: float, last: float, name: str) -> None:
+        if not (isfinite(now) and now >= last):
+            raise InvalidInputError("now", now, f"a finite time of at least {last}, when {name!r} was last observed")

@@ -1,0 +1,1 @@
+"""Who holds which leading blocks of a prompt?"""

@@ -1,0 +1,319 @@
+"""Which endpoint should take this request?
+
+``schedule`` is pure: it reads a request, a snapshot, a time and a generator, and changes none but the generator.
+``reserve`` commits. ``schedule_and_reserve`` does both under the pool's lock, so that a burst cannot herd onto the
+endpoint that looked idle to all of it. The stages: exclusion, staleness, producers, then for each profile filters,
+scorers, picker.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Final, final
+
+import numpy as np
+
+from inferencesched._fusion import PREFIX_TOKENS_ROW, Program
+from inferencesched._kernels import scoring
+from inferencesched.endpoints import LAST_PICKED, Endpoints
+from inferencesched.errors import (
+    FilteredOutError,
+    FilterError,
+    InvalidInputError,
+    NoEndpointsError,
+    PickError,
+    PluginError,
+    RequestRefusedError,
+)
+from inferencesched.framework import (
+    Assigner,
+    CycleState,
+    DataProducer,
+    Filter,
+    ProfileHandler,
+    ProfileResult,
+    SchedulingProfile,
+    SchedulingResult,
+    Target,
+    WeightedScorer,
+)
+from inferencesched.handlers.single import SingleProfileHandler
+from inferencesched.pickers.score import MaxScorePicker
+from inferencesched.pool import InferencePool
+from inferencesched.request import InferenceRequest
+from inferencesched.reservation import Reservation
+from inferencesched.scorers import KvCacheUtilizationScorer, PrefixCacheScorer, QueueScorer
+from inferencesched.staleness import StalePolicy
+
+DEFAULT_PROFILE: Final = "default"
+
+
+def default_profile() -> SchedulingProfile:
+    """Which profile does the reference use when nothing is configured? Prefix 3, queue 2, KV 2, best total."""
+    return SchedulingProfile(
+        picker=MaxScorePicker(),
+        scorers=(
+            WeightedScorer(PrefixCacheScorer(), 3.0),
+            WeightedScorer(QueueScorer(), 2.0),
+            WeightedScorer(KvCacheUtilizationScorer(), 2.0),
+        ),
+    )
+
+
+def kept_by(
+    plugin: Filter, request: InferenceRequest, endpoints: Endpoints, cycle: CycleState
+) -> Endpoints:
+    """Return what one filter keeps; `FilterError` if it does not answer ``bool[E]``."""
+    keep = plugin.filter(request, endpoints, cycle)
+    if not isinstance(keep, np.ndarray) or keep.dtype != np.bool_ or keep.shape != (len(endpoints),):
+        what = f"{keep.dtype}{list(keep.shape)}" if isinstance(keep, np.ndarray) else f"a {type(keep).__name__}"
+        raise FilterError(plugin, what, f"bool[{len(endpoints)}]")
+    return endpoints.where(keep)
+
+
+class ProfileRunner:
+    """How does one profile decide? Filters, then the fused scores, then the picker."""
+
+    __slots__ = ("_max_score", "profile", "program")
+
+    def __init__(self, profile: SchedulingProfile) -> None:
+        self.profile = profile
+        self.program = Program(profile.scorers)
+        self._max_score = type(profile.picker) is MaxScorePicker and profile.picker.count == 1
+
+    def run(
+        self, request: InferenceRequest, endpoints: Endpoints, cycle: CycleState
+    ) -> ProfileResult | None:
+        """Return the targets, best first; None where the filters kept nobody."""
+        for plugin in self.profile.filters:
+            endpoints = kept_by(plugin, request, endpoints, cycle)
+            if not len(endpoints):
+                return None
+        totals, best, ties = self.program.run(request, endpoints, cycle)
+        if self._max_score:
+            if ties > 1:
+                best = scoring.nth_tied(totals, endpoints[LAST_PICKED], best, int(cycle.rng.random() * ties))
+            return ProfileResult((_target(request, endpoints, best, float(totals[best])),))
+        picks = self.profile.picker.pick(totals, endpoints, cycle)
+        _check_picks(self.profile.picker, picks, len(endpoints))
+        return ProfileResult(tuple(_target(request, endpoints, i, float(totals[i])) for i in picks.tolist()))
+
+
+@final
+class Scheduler:
+    """Whom would these policies pick, and what does picking them cost?
+
+    Parameters
+    ----------
+    profiles: one `SchedulingProfile`, or several by name.
+    handler: which profiles run and whose answer counts; one profile needs none.
+    producers: what must be known before scoring (prefix matches, ...), in order.
+    stale: what is assumed of servers not heard of lately.
+    assigner: how several requests are decided jointly; None plans them one after another (see `assign`).
+
+    A scheduler holds parameters only (and its producers); share it between threads and pools.
+    Cost with four everyday scorers: 4 us at 8 endpoints, 8 us at 1,024. Refusals are typed: `NoEndpointsError`
+    (503) where there is nobody to choose from, `FilteredOutError` (429) where the filters keep nobody.
+
+    >>> from inferencesched import InferencePool, InferenceRequest, Scheduler, WAITING_QUEUE_SIZE, default_profile
+    >>> pool = InferencePool()
+    >>> for name, queue in (("ep-0", 4.0), ("ep-1", 0.0)):
+    ...     pool.join(name)
+    ...     pool.observe(name, {WAITING_QUEUE_SIZE: queue}, now=10.0)
+    >>> scheduler = Scheduler(default_profile())
+    >>> request = InferenceRequest(request_id="r-1", input_tokens=700)
+    >>> rng = np.random.default_rng(7)
+    >>> scheduler.schedule(request, pool.snapshot(), now=10.1, rng=rng).endpoint
+    'ep-1'
+    >>> with scheduler.schedule_and_reserve(request, pool, now=10.1, rng=rng) as reservation:
+    ...     pool.ledger().inflight_requests
+    1
+    >>> pool.ledger().inflight_requests
+    0
+    """
+
+    def __init__(
+        self,
+        profiles: SchedulingProfile | Mapping[str, SchedulingProfile],
+        *,
+        handler: ProfileHandler | None = None,
+        producers: Sequence[DataProducer[Any]] = (),
+        stale: StalePolicy | None = None,
+        assigner: Assigner | None = None,
+    ) -> None:
+        named = {DEFAULT_PROFILE: profiles} if isinstance(profiles, SchedulingProfile) else dict(profiles)
+        if not named:
+            raise InvalidInputError("profiles", profiles, "at least one profile")
+        if handler is None and len(named) > 1:
+            raise InvalidInputError("handler", None, f"a ProfileHandler, to choose between {sorted(named)}")
+        self.profiles: Mapping[str, SchedulingProfile] = MappingProxyType(named)
+        self.handler: ProfileHandler = SingleProfileHandler() if handler is None else handler
+        self.producers = tuple(producers)
+        self.stale = StalePolicy() if stale is None else stale
+        self.assigner = assigner
+        self._runners = {name: ProfileRunner(profile) for name, profile in named.items()}
+        alone = len(named) == 1 and type(self.handler) is SingleProfileHandler
+        self._alone: tuple[str, ProfileRunner] | None = next(iter(self._runners.items())) if alone else None
+
+    def schedule(
+        self,
+        request: InferenceRequest,
+        endpoints: Endpoints,
+        *,
+        now: float,
+        rng: np.random.Generator,
+        exclude: Collection[str] = (),
+    ) -> SchedulingResult:
+        """Who should take it? Pure: equal arguments, an equally seeded `rng` included, give an equal answer.
+
+        `exclude` names endpoints not to try (again). Errors: `RequestRefusedError`, `PluginError`.
+        """
+        endpoints = self.candidates(request, endpoints, now, exclude)
+        cycle = CycleState(now, rng, endpoints.sequence)
+        endpoints, receipts = self.produce(request, endpoints, cycle)
+        if self._alone is not None:
+            name, runner = self._alone
+            result = runner.run(request, endpoints, cycle)
+            if result is None:
+                raise self.refusal(request, name, f"{len(endpoints)} candidates")
+            return SchedulingResult(request, name, {name: result}, endpoints.version, receipts)
+        return self._run_profiles(request, endpoints, cycle)._replace(version=endpoints.version, receipts=receipts)
+
+    def reserve(self, result: SchedulingResult, pool: InferencePool, *, now: float) -> Reservation:
+        """Book the decision and tell the producers; the next snapshot sees it.
+
+        Errors: `EndpointGoneError` if the endpoint left since, before anything changes.
+        """
+        target, request = result.target, result.request
+        with pool.lock:
+            reservation = pool.reserve(
+                target.endpoint,
+                request_id=request.request_id,
+                tokens=target.tokens,
+                context_tokens=request.prompt_tokens or 0,
+                now=now,
+                generation=target.generation,
+            )
+            for producer, receipt in zip(self.producers, result.receipts, strict=True):
+                producer.commit(receipt, target.slot, now=now)
+            return reservation
+
+    def schedule_and_reserve(
+        self,
+        request: InferenceRequest,
+        pool: InferencePool,
+        *,
+        now: float,
+        rng: np.random.Generator,
+        exclude: Collection[str] = (),
+    ) -> Reservation:
+        """Decide on the pool's present state and book it, with nobody in between."""
+        with pool.lock:
+            result = self.schedule(request, pool.snapshot(), now=now, rng=rng, exclude=exclude)
+            return self.reserve(result, pool, now=now)
+
+    def schedule_many(
+        self, requests: Sequence[InferenceRequest], pool: InferencePool, *, now: float, rng: np.random.Generator
+    ) -> list[Reservation | RequestRefusedError]:
+        """Decide and book several, in order, with nobody in between; a refusal takes its request's place.
+
+        Defined as the fold of `schedule_and_reserve`: each decision sees those before it.
+        """
+        answers: list[Reservation | RequestRefusedError] = []
+        with pool.lock:
+            for request in requests:
+                try:
+                    answers.append(self.schedule_and_reserve(request, pool, now=now, rng=rng))
+                except RequestRefusedError as refusal:
+                    answers.append(refusal)
+        return answers
+
+    def assign(
+        self,
+        requests: Sequence[InferenceRequest],
+        endpoints: Endpoints,
+        *,
+        now: float,
+        rng: np.random.Generator,
+    ) -> list[SchedulingResult]:
+        """Who should take which, seen together? Pure; the caller reserves, and decides how long to wait for a burst.
+
+        Without an `Assigner` the requests are planned one after another, each seeing the load (not the cached
+        prefixes) that those before it would bring: what `schedule_many` would do without producers.
+        """
+        if self.assigner is not None:
+            return list(self.assigner.assign(requests, endpoints, CycleState(now, rng, endpoints.sequence)))
+        results = []
+        for request in requests:
+            result = self.schedule(request, endpoints, now=now, rng=rng)
+            target = result.target
+            position = int(np.flatnonzero(endpoints.generations == target.generation)[0])
+            endpoints = endpoints.booked(
+                position, tokens=target.tokens, context_tokens=request.prompt_tokens or 0
+            )
+            results.append(result)
+        return results
+
+    # -- the stages, one by one: `explain` walks the same ones -------------------------------------
+
+    def candidates(
+        self, request: InferenceRequest, endpoints: Endpoints, now: float, exclude: Collection[str]
+    ) -> Endpoints:
+        """Return who may be considered at all: not excluded, and as fresh as the policy asks."""
+        if exclude:
+            endpoints = endpoints.where(np.array([name not in exclude for name in endpoints.names], dtype=np.bool_))
+        if not len(endpoints):
+            raise NoEndpointsError(f"no endpoint for request {request.request_id!r}, {len(exclude)} excluded")
+        return self.stale.apply(endpoints, now)
+
+    def produce(
+        self, request: InferenceRequest, endpoints: Endpoints, cycle: CycleState
+    ) -> tuple[Endpoints, tuple[object, ...]]:
+        """Return the snapshot with the producers' columns, and their receipts."""
+        receipts: tuple[object, ...] = ()
+        for producer in self.producers:
+            produced = producer.produce(request, endpoints, cycle)
+            endpoints = endpoints.with_columns(produced.columns)
+            receipts = (*receipts, produced.receipt)
+        return endpoints, receipts
+
+    @staticmethod
+    def refusal(request: InferenceRequest, profile: str, dropped: str) -> FilteredOutError:
+        """Return the error for a request whose candidates were all filtered out."""
+        return FilteredOutError(f"the filters of {profile!r} kept nobody for request {request.request_id!r}: {dropped}")
+
+    def _run_profiles(self, request: InferenceRequest, endpoints: Endpoints, cycle: CycleState) -> SchedulingResult:
+        results: dict[str, ProfileResult | None] = {}
+        while chosen := self.handler.pick(request, self.profiles, MappingProxyType(results), cycle):
+            if all(name in results for name in chosen):
+                raise PluginError(self.handler, f"{sorted(chosen)} again", "profiles that have not run yet")
+            for name in chosen:
+                if name not in self._runners:
+                    raise PluginError(self.handler, repr(name), f"one of {sorted(self._runners)}")
+                results[name] = self._runners[name].run(request, endpoints, cycle)
+        result = self.handler.process_results(request, MappingProxyType(results), cycle)
+        if result.profiles.get(result.primary) is None:
+            raise self.refusal(request, ", ".join(results), f"{len(endpoints)} candidates")
+        return result
+
+
+def _target(request: InferenceRequest, endpoints: Endpoints, position: int, score: float) -> Target:
+    """Return the picked position as a record that outlives the snapshot."""
+    members, positions = endpoints.members, endpoints.positions
+    member = position if positions is None else int(positions[position])
+    tokens = request.prompt_tokens or 0
+    if tokens:
+        matched = endpoints.matrix[PREFIX_TOKENS_ROW, position]
+        if matched == matched:  # unknown is NaN: then all of it must be computed
+            tokens = max(0, tokens - int(matched))
+    return Target(
+        members.names[member], int(members.slots[member]), int(members.generations[member]), score, tokens
+    )
+
+
+def _check_picks(picker: object, picks: object, count: int) -> None:
+    allowed = f"distinct positions below {count}, at least one, as an integer array"
+    if not isinstance(picks, np.ndarray) or picks.ndim != 1 or picks.dtype.kind != "i" or not len(picks):
+        raise PickError(picker, repr(picks), allowed)
+    if picks.min() < 0 or picks.max() >= count or len(np.unique(picks)) != len(picks):
+        raise PickError(picker, repr(picks.tolist()), allowed)
+

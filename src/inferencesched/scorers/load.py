@@ -1,0 +1,105 @@
+"""Which endpoint has least to do? An endpoint whose signal is unknown scores 0, the worst.
+
+Formulas are the reference's (llm-d router, ``pkg/epp/framework/plugins/scheduling/scorer``), where an unscraped
+endpoint counts as idle instead.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from inferencesched._typing import FloatArray
+from inferencesched.endpoints import (
+    INFLIGHT_REQUESTS,
+    INFLIGHT_TOKENS,
+    KV_CACHE_USAGE,
+    PREFIX_TOKENS,
+    RUNNING_REQUESTS,
+    WAITING_QUEUE_SIZE,
+    Endpoints,
+)
+from inferencesched.errors import InvalidInputError
+from inferencesched.framework import CycleState
+from inferencesched.normalize import inverse, inverse_minmax, known
+from inferencesched.request import InferenceRequest
+
+
+@dataclass(frozen=True, slots=True)
+class QueueScorer:
+    """Whose waiting queue is shortest, among the candidates?
+
+    ``(max - q) / (max - min)``, 1 where all are equal. Reads ``WAITING_QUEUE_SIZE`` (scraped); lower is better.
+    """
+
+    def score(self, request: InferenceRequest, endpoints: Endpoints, cycle: CycleState) -> FloatArray:
+        """Return ``float64[E]``."""
+        return known(inverse_minmax(endpoints[WAITING_QUEUE_SIZE]))
+
+
+@dataclass(frozen=True, slots=True)
+class RunningRequestsScorer:
+    """Who runs fewest requests, among the candidates?
+
+    As `QueueScorer`, on ``RUNNING_REQUESTS`` (scraped); lower is better.
+    """
+
+    def score(self, request: InferenceRequest, endpoints: Endpoints, cycle: CycleState) -> FloatArray:
+        """Return ``float64[E]``."""
+        return known(inverse_minmax(endpoints[RUNNING_REQUESTS]))
+
+
+@dataclass(frozen=True, slots=True)
+class KvCacheUtilizationScorer:
+    """Who has most KV cache free?
+
+    ``1 - usage``. Reads ``KV_CACHE_USAGE`` (scraped, a fraction); lower is better.
+    """
+
+    def score(self, request: InferenceRequest, endpoints: Endpoints, cycle: CycleState) -> FloatArray:
+        """Return ``float64[E]``."""
+        return known(inverse(endpoints[KV_CACHE_USAGE]))
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLoadScorer:
+    """Who has fewest tokens to compute, this prompt's included?
+
+    ``1 - min(t, threshold) / threshold`` with t = ``INFLIGHT_TOKENS`` (local, never stale) and what of this prompt
+    ``PREFIX_TOKENS`` (cycle) does not cover; lower is better. A prompt of unknown length adds nothing, as it would
+    add the same everywhere; an unknown match covers nothing.
+    """
+
+    queue_threshold_tokens: float = 4194304.0
+
+    def __post_init__(self) -> None:
+        if not self.queue_threshold_tokens > 0:
+            raise InvalidInputError("queue_threshold_tokens", self.queue_threshold_tokens, "a number above 0")
+
+    def score(self, request: InferenceRequest, endpoints: Endpoints, cycle: CycleState) -> FloatArray:
+        """Return ``float64[E]``."""
+        uncached = np.maximum(0.0, (request.prompt_tokens or 0) - known(endpoints[PREFIX_TOKENS]))
+        return inverse(endpoints[INFLIGHT_TOKENS] + uncached, self.queue_threshold_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class ActiveRequestScorer:
+    """Who has fewest of our requests in flight?
+
+    1 up to `idle_threshold` requests, else ``(max - n) / max * max_busy_score``. Reads ``INFLIGHT_REQUESTS``
+    (local, never stale); lower is better.
+    """
+
+    idle_threshold: float = 0.0
+    max_busy_score: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.idle_threshold >= 0:
+            raise InvalidInputError("idle_threshold", self.idle_threshold, "a number of at least 0")
+        if not 0 <= self.max_busy_score <= 1:
+            raise InvalidInputError("max_busy_score", self.max_busy_score, "0 to 1")
+
+    def score(self, request: InferenceRequest, endpoints: Endpoints, cycle: CycleState) -> FloatArray:
+        """Return ``float64[E]``."""
+        active = endpoints[INFLIGHT_REQUESTS]
+        most = max(1.0, float(active.max(initial=0.0)))
+        return np.where(active <= self.idle_threshold, 1.0, (most - active) / most * self.max_busy_score)

@@ -1,0 +1,1 @@
+"""Trying policies: the scheduler of a gateway, on simulated time, arrivals and servers."""

@@ -1,0 +1,65 @@
+"""How well did a replay go?
+
+Times are ms. TTFT is first token minus arrival; TPOT = (E2E - TTFT) / (output - 1), of requests with two tokens or more;
+ITL is every gap between two tokens of a request; percentiles interpolate linearly (numpy's default).
+"""
+
+from collections.abc import Mapping
+from typing import Final
+
+import numpy as np
+
+from inferencesched._typing import FloatArray
+from inferencesched.simulator.server import Fleet
+from inferencesched.simulator.workload import Workload
+
+#: What "good" means in ``goodput_requests``: time to the first token, and mean time per output token after it.
+GOOD_TTFT_MS: Final = 2000.0
+GOOD_TPOT_MS: Final = 25.0
+
+
+def _percentiles(name: str, values: FloatArray, points: tuple[int, ...]) -> dict[str, float]:
+    """Return ``name_mean`` and ``name_pNN``; NaN where there is nothing to measure."""
+    if not len(values):
+        return {f"{name}_mean": float("nan")} | {f"{name}_p{point}": float("nan") for point in points}
+    found = np.percentile(values, points)
+    return {f"{name}_mean": float(values.mean())} | {
+        f"{name}_p{point}": float(value) for point, value in zip(points, found, strict=True)
+    }
+
+
+def summarise(workload: Workload, fleet: Fleet) -> Mapping[str, float]:
+    """What are the figures of this drained fleet?
+
+    Keys as in Dynamo's replay reports: ``completed``, ``offered_rps`` (arrivals per second), ``rps`` and ``out_tps`` (per second, from the first arrival to
+    the last token), ``hit`` (share of prompt tokens found cached, re-admissions after preemption included) and
+    ``hit_first`` (without them), ``ttft_*``, ``tpot_*``, ``itl_*``, ``e2e_*``, ``readmissions``,
+    ``goodput_requests``. Requests that never finished are left out of all but ``hit``.
+    """
+    done = ~np.isnan(fleet.finish)
+    arrival, outputs = workload.arrival[done], workload.output_tokens[done]
+    ttft = fleet.first_token[done] - arrival
+    e2e = fleet.finish[done] - arrival
+    several = outputs >= 2
+    tpot = (e2e[several] - ttft[several]) / (outputs[several] - 1)
+    per_token = np.zeros(len(ttft))
+    per_token[several] = tpot
+    seconds = (float(fleet.finish[done].max()) - float(workload.arrival[0])) / 1e3 if done.any() else float("nan")
+    prompts = max(1, int(fleet.prompt_tokens_all.sum()))
+    itl_mean, itl_p50, itl_p99 = fleet.itl((50, 99))
+    span = (float(workload.arrival[-1]) - float(workload.arrival[0])) / 1e3 if len(workload) else 0.0
+    figures: dict[str, float] = {
+        "completed": int(done.sum()),
+        "offered_rps": len(workload) / span if span > 0 else float("nan"),
+        "rps": int(done.sum()) / seconds,
+        "out_tps": int(outputs.sum()) / seconds,
+        "hit": int(fleet.cached_tokens_all.sum()) / prompts,
+        "hit_first": int(fleet.cached_tokens.sum()) / max(1, int(workload.input_tokens.sum())),
+    }
+    figures |= _percentiles("ttft", ttft, (50, 90, 95, 99))
+    figures |= _percentiles("tpot", tpot, (50, 90, 99))
+    figures |= {"itl_mean": itl_mean, "itl_p50": itl_p50, "itl_p99": itl_p99}
+    figures |= _percentiles("e2e", e2e, (50, 90, 99))
+    figures["readmissions"] = int(fleet.preemptions.sum())
+    figures["goodput_requests"] = int(((ttft <= GOOD_TTFT_MS) & (per_token <= GOOD_TPOT_MS)).sum())
+    return figures

@@ -1,0 +1,80 @@
+"""Strategies and builders for pools and profiles."""
+
+import numpy as np
+from hypothesis import strategies as st
+
+import inferencesched as isched
+
+QUEUES = st.integers(0, 6).map(float) | st.just(float("nan"))
+SHARES = st.sampled_from([0.0, 0.25, 0.5, 1.0, float("nan")]) | st.floats(0, 1)
+COUNTS = st.integers(0, 5).map(float)
+
+
+def endpoints_of(columns):
+    """A snapshot of ep-0, ep-1, ... with these columns (lists), cycle and local ones included."""
+    count = len(next(iter(columns.values())))
+    pool = isched.InferencePool()
+    for i in range(count):
+        pool.join(f"ep-{i}")
+    return pool.snapshot().with_columns({s: np.array(v, dtype=np.float64) for s, v in columns.items()})
+
+
+@st.composite
+def pools(draw):
+    count = draw(st.integers(1, 9))
+
+    def column(values):
+        return draw(st.lists(values, min_size=count, max_size=count))
+
+    endpoints = endpoints_of(
+        {
+            isched.WAITING_QUEUE_SIZE: column(QUEUES),
+            isched.RUNNING_REQUESTS: column(QUEUES),
+            isched.KV_CACHE_USAGE: column(SHARES),
+            isched.PREFIX_MATCH: column(SHARES),
+            isched.PREFIX_TOKENS: column(COUNTS.map(lambda x: 64 * x) | st.just(float("nan"))),
+            isched.INFLIGHT_REQUESTS: column(COUNTS),
+            isched.INFLIGHT_TOKENS: column(COUNTS.map(lambda x: 100 * x)),
+            isched.LAST_PICKED: column(st.integers(-1, 3).map(float)),
+            isched.LORA_ACTIVE: column(COUNTS),
+            isched.LORA_WAITING: column(COUNTS),
+            isched.LORA_CAPACITY: column(QUEUES),
+        }
+    )
+    keep = np.array(draw(st.lists(st.booleans(), min_size=count, max_size=count)))
+    return endpoints.where(keep) if keep.any() else endpoints
+
+
+class Foreign:
+    """A scorer that is not the library's."""
+
+    def score(self, request, endpoints, cycle):
+        return 1.0 / (1.0 + endpoints[isched.INFLIGHT_REQUESTS])
+
+
+SCORERS = st.one_of(
+    st.just(isched.QueueScorer()),
+    st.just(isched.RunningRequestsScorer()),
+    st.just(isched.KvCacheUtilizationScorer()),
+    st.builds(isched.PrefixCacheScorer, st.sampled_from([0.0, 0.3, 1.0]), st.sampled_from([100.0, 8192.0])),
+    st.builds(isched.TokenLoadScorer, st.sampled_from([300.0, 4194304.0])),
+    st.builds(isched.ActiveRequestScorer, st.sampled_from([0.0, 1.0]), st.sampled_from([0.0, 0.5, 1.0])),
+    st.just(isched.LoraAffinityScorer()),
+    st.just(Foreign()),
+)
+PICKERS = st.one_of(
+    st.builds(isched.MaxScorePicker, st.integers(1, 3)),
+    st.builds(isched.RandomPicker, st.integers(1, 3)),
+    st.builds(isched.WeightedRandomPicker, st.integers(1, 3)),
+    st.builds(isched.RoundRobinPicker, st.integers(1, 3)),
+    st.just(isched.PowerOfTwoPicker()),
+)
+
+
+def profiles():
+    weighted = st.builds(isched.WeightedScorer, SCORERS, st.sampled_from([1.0, 2.0, 0.3, 0.0, -1.0]))
+    return st.builds(
+        lambda picker, scorers: isched.SchedulingProfile(picker, tuple(scorers)),
+        PICKERS,
+        st.lists(weighted, max_size=5),
+    )
