@@ -60,6 +60,7 @@ from inferencesched.framework import (
     WeightedScorer,
 )
 from inferencesched.handlers import SingleProfileHandler
+from inferencesched.normalize import inverse, inverse_minmax, known, minmax, ratio
 from inferencesched.pickers import (
     MaxScorePicker,
     PowerOfTwoPicker,
@@ -158,4 +159,9 @@ __all__ = [
     "WeightedScorer",
     "default_profile",
     "explain",
+    "inverse",
+    "inverse_minmax",
+    "known",
+    "minmax",
+    "ratio",
 ]

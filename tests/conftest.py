@@ -1,0 +1,13 @@
+"""How do property tests draw their examples?
+
+``ci``, the default: the same examples every run, so that a red run is red again, and no deadline, since a busy machine
+and a first compile are not bugs. ``search`` looks for new ones: ``HYPOTHESIS_PROFILE=search make test``.
+"""
+
+import os
+
+from hypothesis import settings
+
+settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+settings.register_profile("search", deadline=None, max_examples=2_000, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))

@@ -1,0 +1,37 @@
+"""Do the tests pass with the oldest versions that pyproject.toml allows?
+
+Installs exactly the lower bounds of the run-time dependencies and of the extra `cli` into build/oldest, with today's
+test tools beside them, and runs the tests and the examples there. Best asked of the oldest Python we support.
+"""
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+TOOLS = ("pytest", "pytest-benchmark", "hypothesis", "sybil")
+
+
+def main() -> None:
+    """Install and test."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    bounds = [line.replace(">=", "==") for line in project["dependencies"] + project["optional-dependencies"]["cli"]]
+    print("-- installing", *bounds, flush=True)
+    folder = ROOT / "build" / "oldest"
+    run(sys.executable, "-m", "venv", "--clear", folder)
+    python = folder / "bin" / "python"
+    run(python, "-m", "pip", "install", "-qq", "--no-input", "--disable-pip-version-check", *bounds, *TOOLS)
+    run(python, "-m", "pip", "install", "-qq", "--no-input", "--disable-pip-version-check", "--no-deps", "-e", ROOT)
+    run(python, "-m", "pytest", "--doctest-modules", ROOT / "README.md", ROOT / "src", ROOT / "tests")
+
+
+def run(*command: object) -> None:
+    """Run one program, or stop with its exit status."""
+    status = subprocess.run([str(word) for word in command], cwd=ROOT, stdin=subprocess.DEVNULL, check=False).returncode
+    if status:
+        sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()
