@@ -101,12 +101,20 @@ def test_slots_are_reused_and_generations_are_not():
         (lambda p: p.leave("zz"), isched.UnknownNameError, "zz.*one of a"),
         (lambda p: p.observe("zz", {}, now=2), isched.UnknownNameError, "zz"),
         (lambda p: p.observe("a", {isched.Signal("odd"): 1}, now=2), isched.UnknownNameError, "odd"),
-        (lambda p: p.observe("a", {isched.KV_CACHE_USAGE: 1.5}, now=2), isched.InvalidInputError, "kv_cache_usage.*1.5"),
+        (
+            lambda p: p.observe("a", {isched.KV_CACHE_USAGE: 1.5}, now=2),
+            isched.InvalidInputError,
+            "kv_cache_usage.*1.5",
+        ),
         (lambda p: p.observe("a", {isched.WAITING_QUEUE_SIZE: -1}, now=2), isched.InvalidInputError, "-1"),
         (lambda p: p.observe("a", {isched.WAITING_QUEUE_SIZE: math.inf}, now=2), isched.InvalidInputError, "inf"),
         (lambda p: p.observe("a", {isched.INFLIGHT_REQUESTS: 1}, now=2), isched.InvalidInputError, "local"),
         (lambda p: p.observe("a", {isched.WAITING_QUEUE_SIZE: 1}, now=0.5), isched.InvalidInputError, "now: got 0.5"),
-        (lambda p: p.observe("a", {isched.WAITING_QUEUE_SIZE: 1}, now=math.nan), isched.InvalidInputError, "now: got nan"),
+        (
+            lambda p: p.observe("a", {isched.WAITING_QUEUE_SIZE: 1}, now=math.nan),
+            isched.InvalidInputError,
+            "now: got nan",
+        ),
         (
             lambda p: p.observe("a", {isched.WAITING_QUEUE_SIZE: 3, isched.KV_CACHE_USAGE: 2.0}, now=2),
             isched.InvalidInputError,

@@ -359,9 +359,7 @@ def test_bad_stale_policies(options, words):
 def test_fused_totals_equal_the_plain_ones_to_the_last_bit(endpoints, profile, tokens, seed):
     request = isched.InferenceRequest(request_id="r", adapter="x", input_tokens=tokens)
     cycle = isched.CycleState(0.0, rng(seed), 0)
-    plain = _fusion.plain_totals(
-        profile.scorers, _fusion.plain_scores(profile.scorers, request, endpoints, cycle)
-    )
+    plain = _fusion.plain_totals(profile.scorers, _fusion.plain_scores(profile.scorers, request, endpoints, cycle))
     totals, best, ties = _fusion.Program(profile.scorers).run(request, endpoints, cycle)
     assert totals.tobytes() == plain.tobytes()
     picked = endpoints[isched.LAST_PICKED]
@@ -434,7 +432,9 @@ def test_explain_refuses_as_schedule_does():
 
 
 def test_a_tie_is_called_a_tie():
-    said = isched.explain(isched.Scheduler(isched.default_profile()), REQUEST, pool_of(2).snapshot(), now=0.0, rng=rng())
+    said = isched.explain(
+        isched.Scheduler(isched.default_profile()), REQUEST, pool_of(2).snapshot(), now=0.0, rng=rng()
+    )
     assert said.tie and said.margin == 0.0 and said.flips == {}
 
 

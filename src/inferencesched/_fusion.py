@@ -71,9 +71,7 @@ _TWINS: Final[dict[type, Callable[[Any], tuple[int, int, int, float, float]]]] =
 }
 
 
-def checked_score(
-    scorer: Scorer, request: InferenceRequest, endpoints: Endpoints, cycle: CycleState
-) -> FloatArray:
+def checked_score(scorer: Scorer, request: InferenceRequest, endpoints: Endpoints, cycle: CycleState) -> FloatArray:
     """Call a scorer and hold it to its contract; `ScoreError` names what it returned and what was allowed."""
     scores = scorer.score(request, endpoints, cycle)
     allowed = f"float64[{len(endpoints)}] in [0, 1]"
@@ -126,9 +124,7 @@ class Program:
                 self.ops[k] = (op, row, second)
                 self.params[k] = (weighted.weight, first, other)
 
-    def run(
-        self, request: InferenceRequest, endpoints: Endpoints, cycle: CycleState
-    ) -> tuple[FloatArray, int, int]:
+    def run(self, request: InferenceRequest, endpoints: Endpoints, cycle: CycleState) -> tuple[FloatArray, int, int]:
         """Return totals ``float64[E]``, the best position, and how many are tied with it."""
         extra = self._no_extra
         if self.foreign:

@@ -8,7 +8,7 @@ from inferencesched.framework import SchedulingProfile, WeightedScorer
 from inferencesched.normalize import minmax
 from inferencesched.pickers import MaxScorePicker
 from inferencesched.pool import InferencePool
-from inferencesched.prefix import ApproximatePrefixProducer
+from inferencesched.prefix.producer import ApproximatePrefixProducer
 from inferencesched.request import InferenceRequest
 from inferencesched.scheduler import Scheduler
 from inferencesched.scorers import KvCacheUtilizationScorer, PrefixCacheScorer, QueueScorer
@@ -35,6 +35,6 @@ def warmup() -> None:
     explain(scheduler, request, pool.snapshot(), now=0.0, rng=rng)
     for _ in range(3):
         scheduler.schedule_and_reserve(request, pool, now=0.0, rng=rng).complete(now=0.0)
-    producer.index.remove(0, request.block_hashes if request.block_hashes is not None else np.arange(2, dtype=np.uint64))
+    producer.index.remove(0, np.arange(2, dtype=np.uint64))
     producer.index.clear(0)
     minmax(pool.snapshot()[WAITING_QUEUE_SIZE])

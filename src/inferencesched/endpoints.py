@@ -216,7 +216,8 @@ class Endpoints:
         self.positions = positions  # places in `members`; None is all of them, in order
 
     def __len__(self) -> int:
-        return self.matrix.shape[1]
+        count: int = self.matrix.shape[1]
+        return count
 
     def __repr__(self) -> str:
         return f"Endpoints({len(self)} of {len(self.members.names)}, version {self.version})"

@@ -74,7 +74,9 @@ class TraceError(InvalidInputError):
 
     workload: Any
 
-    def __init__(self, path: str, line: int, parameter: str, value: object, allowed: str, *, lines_read: int = 0) -> None:
+    def __init__(
+        self, path: str, line: int, parameter: str, value: object, allowed: str, *, lines_read: int = 0
+    ) -> None:
         super().__init__(f"{path}:{line}: {parameter}", value, allowed)
         self.path = path
         self.line = line

@@ -59,9 +59,7 @@ def default_profile() -> SchedulingProfile:
     )
 
 
-def kept_by(
-    plugin: Filter, request: InferenceRequest, endpoints: Endpoints, cycle: CycleState
-) -> Endpoints:
+def kept_by(plugin: Filter, request: InferenceRequest, endpoints: Endpoints, cycle: CycleState) -> Endpoints:
     """Return what one filter keeps; `FilterError` if it does not answer ``bool[E]``."""
     keep = plugin.filter(request, endpoints, cycle)
     if not isinstance(keep, np.ndarray) or keep.dtype != np.bool_ or keep.shape != (len(endpoints),):
@@ -80,9 +78,7 @@ class ProfileRunner:
         self.program = Program(profile.scorers)
         self._max_score = type(profile.picker) is MaxScorePicker and profile.picker.count == 1
 
-    def run(
-        self, request: InferenceRequest, endpoints: Endpoints, cycle: CycleState
-    ) -> ProfileResult | None:
+    def run(self, request: InferenceRequest, endpoints: Endpoints, cycle: CycleState) -> ProfileResult | None:
         """Return the targets, best first; None where the filters kept nobody."""
         for plugin in self.profile.filters:
             endpoints = kept_by(plugin, request, endpoints, cycle)
@@ -247,9 +243,7 @@ class Scheduler:
             result = self.schedule(request, endpoints, now=now, rng=rng)
             target = result.target
             position = int(np.flatnonzero(endpoints.generations == target.generation)[0])
-            endpoints = endpoints.booked(
-                position, tokens=target.tokens, context_tokens=request.prompt_tokens or 0
-            )
+            endpoints = endpoints.booked(position, tokens=target.tokens, context_tokens=request.prompt_tokens or 0)
             results.append(result)
         return results
 
@@ -305,9 +299,7 @@ def _target(request: InferenceRequest, endpoints: Endpoints, position: int, scor
         matched = endpoints.matrix[PREFIX_TOKENS_ROW, position]
         if matched == matched:  # unknown is NaN: then all of it must be computed
             tokens = max(0, tokens - int(matched))
-    return Target(
-        members.names[member], int(members.slots[member]), int(members.generations[member]), score, tokens
-    )
+    return Target(members.names[member], int(members.slots[member]), int(members.generations[member]), score, tokens)
 
 
 def _check_picks(picker: object, picks: object, count: int) -> None:
@@ -316,4 +308,3 @@ def _check_picks(picker: object, picks: object, count: int) -> None:
         raise PickError(picker, repr(picks), allowed)
     if picks.min() < 0 or picks.max() >= count or len(np.unique(picks)) != len(picks):
         raise PickError(picker, repr(picks.tolist()), allowed)
-

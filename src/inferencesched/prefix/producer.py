@@ -66,9 +66,7 @@ class ApproximatePrefixProducer:
         """Which columns does it fill?"""
         return (PREFIX_MATCH, PREFIX_TOKENS)
 
-    def produce(
-        self, request: InferenceRequest, endpoints: Endpoints, cycle: CycleState
-    ) -> Produced[PrefixReceipt]:
+    def produce(self, request: InferenceRequest, endpoints: Endpoints, cycle: CycleState) -> Produced[PrefixReceipt]:
         """Return both columns and what `commit` needs."""
         slots, generations = endpoints.slots, endpoints.generations
         hashes = self._hashes(request)
