@@ -44,6 +44,7 @@ STRANGERS = (("scheduler", "flowcontrol.*"),)
 
 #: What an installation always has beside the standard library, and who may import it.
 RUNTIME = {
+    "llvmlite": "_kernels._compile",  # numba's own half
     "msgspec": "*",
     "numba": "_kernels.*",
     "numpy": "*",

@@ -1,6 +1,6 @@
 """How does a profile's scoring become one kernel call?
 
-Every scorer of the library has a twin in `_kernels.scoring.fused`; a scorer of anybody else's is called as it is, checked,
+Every scorer of the library has a twin in `_kernels.scoring.weighed`; a scorer of anybody else's is called as it is, checked,
 and handed to the kernel as a column. The sum is made in the order of the scorers either way, so that the plain path
 (`plain_scores`) and the fused one agree to the last bit.
 """
@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 
 from inferencesched._kernels import scoring
-from inferencesched._typing import FloatArray, IntArray
+from inferencesched._typing import FloatArray
 from inferencesched.endpoints import (
     INFLIGHT_REQUESTS,
     INFLIGHT_TOKENS,
@@ -106,30 +106,41 @@ def plain_totals(scorers: tuple[WeightedScorer, ...], scores: FloatArray) -> Flo
 class Program:
     """Which ops, rows and parameters does a profile's scoring amount to?"""
 
-    __slots__ = ("_no_extra", "foreign", "ops", "params")
+    __slots__ = ("_code", "_foreign", "_no_extra")
 
     def __init__(self, scorers: tuple[WeightedScorer, ...]) -> None:
-        self.ops: IntArray = np.zeros((len(scorers), 3), dtype=np.int64)
-        self.params: FloatArray = np.zeros((len(scorers), 3), dtype=np.float64)
-        self.foreign: list[Scorer] = []
+        self._code: FloatArray = np.zeros((len(scorers), 6), dtype=np.float64)
+        self._foreign: list[Scorer] = []
         self._no_extra: FloatArray = np.empty((0, 0), dtype=np.float64)
         for k, weighted in enumerate(scorers):
             twin = _TWINS.get(type(weighted.scorer))
             if twin is None:
-                self.ops[k] = (scoring.EXTRA, len(self.foreign), 0)
-                self.params[k, 0] = weighted.weight
-                self.foreign.append(weighted.scorer)
+                self._code[k] = (scoring.EXTRA, len(self._foreign), 0, weighted.weight, 0.0, 0.0)
+                self._foreign.append(weighted.scorer)
             else:
                 op, row, second, first, other = twin(weighted.scorer)
-                self.ops[k] = (op, row, second)
-                self.params[k] = (weighted.weight, first, other)
+                self._code[k] = (op, row, second, weighted.weight, first, other)
 
-    def run(self, request: InferenceRequest, endpoints: Endpoints, cycle: CycleState) -> tuple[FloatArray, int, int]:
-        """Return totals ``float64[E]``, the best position, and how many are tied with it."""
-        extra = self._no_extra
-        if self.foreign:
-            extra = np.empty((len(self.foreign), len(endpoints)))
-            for k, scorer in enumerate(self.foreign):
-                extra[k] = checked_score(scorer, request, endpoints, cycle)
+    def totals(self, request: InferenceRequest, endpoints: Endpoints, cycle: CycleState) -> FloatArray:
+        """Return the weighted sums, ``float64[E]``: to the last bit those of `plain_totals`."""
+        extra = self._extra(request, endpoints, cycle)
+        return scoring.weighed(endpoints.matrix, extra, self._code, float(request.prompt_tokens or 0))
+
+    def best(self, request: InferenceRequest, endpoints: Endpoints, cycle: CycleState) -> tuple[int, float]:
+        """Return the position that `MaxScorePicker` would pick of those totals, and its total."""
+        extra = self._extra(request, endpoints, cycle)
         tokens = float(request.prompt_tokens or 0)
-        return scoring.fused(endpoints.matrix, extra, self.ops, self.params, tokens, PICKED_ROW)
+        best, ties, total = scoring.decide(endpoints.matrix, extra, self._code, tokens, PICKED_ROW, 0)
+        if ties > 1:
+            nth = int(cycle.rng.random() * ties)
+            best, _, total = scoring.decide(endpoints.matrix, extra, self._code, tokens, PICKED_ROW, nth)
+        return best, total
+
+    def _extra(self, request: InferenceRequest, endpoints: Endpoints, cycle: CycleState) -> FloatArray:
+        """Return the scores of the scorers that are not ours, ``float64[K, E]``."""
+        if not self._foreign:
+            return self._no_extra
+        extra = np.empty((len(self._foreign), len(endpoints)))
+        for k, scorer in enumerate(self._foreign):
+            extra[k] = checked_score(scorer, request, endpoints, cycle)
+        return extra

@@ -4,17 +4,19 @@ An `Endpoints` is an immutable snapshot: one ``float64[S, E]`` matrix, a row a s
 Position ``i`` is the same endpoint in every column of one snapshot. Unknown is NaN, never 0.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf, nan
-from typing import Final, Literal, NamedTuple, final
+from typing import Final, Generic, Literal, NamedTuple, TypeVar, final
 
 import numpy as np
 
+from inferencesched._kernels import scoring
 from inferencesched._typing import BoolArray, FloatArray, IndexArray, IntArray
 from inferencesched.errors import InvalidInputError, UnknownNameError
 
 Freshness = Literal["scraped", "local", "static", "cycle"]
+K = TypeVar("K")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,35 +112,32 @@ class Membership:
     """Who is in the pool? Static between joins and leaves, shared by the snapshots in between.
 
     A *slot* is a small stable int (the prefix index's column); a *generation* is unique to one stay:
-    an endpoint that left and came back under its name has another.
+    an endpoint that left and came back under its name has another. ``stays`` holds both as plain ints, by position.
     """
 
-    __slots__ = ("_masks", "generations", "labels", "names", "positions", "slots")
+    __slots__ = ("_labels", "generations", "labels", "names", "positions", "slots", "stays")
 
     def __init__(
         self,
         names: tuple[str, ...] = (),
-        slots: Iterable[int] = (),
-        generations: Iterable[int] = (),
+        stays: tuple[tuple[int, int], ...] = (),
         labels: tuple[Mapping[str, str], ...] = (),
     ) -> None:
         self.names = names
-        self.slots: IndexArray = np.array(tuple(slots), dtype=np.intp)
-        self.generations: IntArray = np.array(tuple(generations), dtype=np.int64)
+        self.stays = stays
+        self.labels = labels
+        self.slots: IndexArray = np.array([slot for slot, _ in stays], dtype=np.intp)
+        self.generations: IntArray = np.array([generation for _, generation in stays], dtype=np.int64)
         self.slots.flags.writeable = False
         self.generations.flags.writeable = False
-        self.labels = labels
         self.positions = {name: position for position, name in enumerate(names)}
-        self._masks: dict[tuple[str, str], BoolArray] = {}
+        self._labels: _Masks[tuple[str, str]] | None = None
 
     def label(self, key: str, value: str) -> BoolArray:
-        """Return which members carry the label, ``bool[E]``; remembered until the membership changes."""
-        mask = self._masks.get((key, value))
-        if mask is None:
-            mask = np.array([labels.get(key) == value for labels in self.labels], dtype=np.bool_)
-            mask.flags.writeable = False
-            self._masks[(key, value)] = mask
-        return mask
+        """Return which members carry the label, ``bool[E]``, read-only."""
+        if self._labels is None:
+            self._labels = _Masks([labels.items() for labels in self.labels])
+        return self._labels.of((key, value))
 
 
 class Adapters(NamedTuple):
@@ -150,29 +149,52 @@ class Adapters(NamedTuple):
 
 
 class Residency:
-    """Where is each LoRA adapter? Immutable; asked once an adapter, remembered until it changes."""
+    """Where is each LoRA adapter? Immutable, shared by the snapshots until a report differs."""
 
     __slots__ = ("_running", "_waiting", "adapters")
 
     def __init__(self, adapters: tuple[Adapters, ...] = ()) -> None:
         self.adapters = adapters
-        self._running: dict[str, BoolArray] = {}
-        self._waiting: dict[str, BoolArray] = {}
+        self._running: _Masks[str] | None = None
+        self._waiting: _Masks[str] | None = None
 
     def running(self, name: str) -> BoolArray:
-        """Return where the adapter runs, ``bool[E]``."""
-        mask = self._running.get(name)
-        if mask is None:
-            mask = np.array([name in known.running for known in self.adapters], dtype=np.bool_)
-            self._running[name] = mask
-        return mask
+        """Return where the adapter runs, ``bool[E]``, read-only."""
+        if self._running is None:
+            self._running = _Masks([known.running for known in self.adapters])
+        return self._running.of(name)
 
     def waiting(self, name: str) -> BoolArray:
-        """Return where the adapter waits to be loaded, ``bool[E]``."""
-        mask = self._waiting.get(name)
+        """Return where the adapter waits to be loaded, ``bool[E]``, read-only."""
+        if self._waiting is None:
+            self._waiting = _Masks([known.waiting for known in self.adapters])
+        return self._waiting.of(name)
+
+
+class _Masks(Generic[K]):
+    """Who has which key? Indexed once. Remembers only keys that somebody has: the rest are any client's words."""
+
+    __slots__ = ("_masks", "_nobody", "_places")
+
+    def __init__(self, keys: Sequence[Iterable[K]]) -> None:
+        self._places: dict[K, list[int]] = {}
+        for position, held in enumerate(keys):
+            for key in held:
+                self._places.setdefault(key, []).append(position)
+        self._masks: dict[K, BoolArray] = {}
+        self._nobody: BoolArray = np.zeros(len(keys), dtype=np.bool_)
+        self._nobody.flags.writeable = False
+
+    def of(self, key: K) -> BoolArray:
+        mask = self._masks.get(key)
         if mask is None:
-            mask = np.array([name in known.waiting for known in self.adapters], dtype=np.bool_)
-            self._waiting[name] = mask
+            places = self._places.get(key)
+            if places is None:
+                return self._nobody
+            mask = np.zeros(len(self._nobody), dtype=np.bool_)
+            mask[places] = True
+            mask.flags.writeable = False
+            self._masks[key] = mask
         return mask
 
 
@@ -194,7 +216,7 @@ class Endpoints:
     ('b',)
     """
 
-    __slots__ = ("_residency", "layout", "matrix", "members", "positions", "sequence", "version")
+    __slots__ = ("_oldest", "_residency", "layout", "matrix", "members", "positions", "sequence", "version")
 
     def __init__(
         self,
@@ -214,6 +236,7 @@ class Endpoints:
         self.version = version
         self.sequence = sequence
         self.positions = positions  # places in `members`; None is all of them, in order
+        self._oldest: tuple[float, float] | None = None
 
     def __len__(self) -> int:
         count: int = self.matrix.shape[1]
@@ -269,6 +292,20 @@ class Endpoints:
         """Return seconds since each endpoint's last observation, ``float64[E]``; inf if there was none."""
         return now - self[OBSERVED_AT]
 
+    @property
+    def oldest(self) -> tuple[float, float]:
+        """When was the stalest endpoint observed, and the stalest of those observed at all?
+
+        Seconds; -inf first where somebody never was, inf second where nobody was. Cost: 0.6 us, once a snapshot.
+        """
+        if self._oldest is None:
+            self._oldest = scoring.oldest(self.matrix[self.layout.rows[OBSERVED_AT.name]])
+        return self._oldest
+
+    def stay(self, position: int) -> tuple[int, int]:
+        """Return an endpoint's slot and generation."""
+        return self.members.stays[position if self.positions is None else self.positions[position]]
+
     def where(self, keep: BoolArray) -> "Endpoints":
         """Return the kept endpoints only, compressed; `self` when nothing is dropped.
 
@@ -278,28 +315,26 @@ class Endpoints:
             return self
         kept: IndexArray = np.flatnonzero(keep)
         positions = kept if self.positions is None else self.positions[kept]
-        return self._derived(np.ascontiguousarray(self.matrix[:, kept]), self.layout, positions)
+        return self._derived(np.ascontiguousarray(self.matrix[:, kept]), self.layout, positions, self.sequence)
 
     def with_columns(self, columns: Mapping[Signal, FloatArray]) -> "Endpoints":
         """Return a snapshot in which these columns are replaced or added; values are copied.
 
-        Errors: `InvalidInputError` for a column that is not ``[E]`` numbers.
+        Errors: `InvalidInputError` for a column that is not ``float64[E]`` (or a list of as many numbers), or
+        holds a value that is infinite or out of its signal's range; NaN is unknown.
         """
-        count = len(self)
-        for signal, column in columns.items():
-            if np.shape(column) != (count,):
-                raise InvalidInputError(signal.name, f"shape {np.shape(column)}", f"float64[{count}]")
+        checked = {signal: self._checked(signal, column) for signal, column in columns.items()}
         new = [signal for signal in columns if signal.name not in self.layout.rows]
         layout = self.layout
         if new:
             layout = Layout((*layout.signals, *new))
-            matrix = np.empty((len(layout.signals), count), dtype=np.float64)
+            matrix = np.empty((len(layout.signals), len(self)), dtype=np.float64)
             matrix[: len(self.layout.signals)] = self.matrix
         else:
             matrix = self.matrix.copy()
-        for signal, column in columns.items():
+        for signal, column in checked.items():
             matrix[layout.rows[signal.name]] = column
-        return self._derived(matrix, layout, self.positions)
+        return self._derived(matrix, layout, self.positions, self.sequence)
 
     def booked(self, position: int, *, tokens: int, context_tokens: int) -> "Endpoints":
         """Return the snapshot as it would be after one reservation there: what joint decisions plan with."""
@@ -308,12 +343,26 @@ class Endpoints:
         matrix[rows[INFLIGHT_TOKENS.name], position] += tokens
         matrix[rows[CONTEXT_TOKENS.name], position] += context_tokens
         matrix[rows[LAST_PICKED.name], position] = self.sequence
-        planned = self._derived(matrix, self.layout, self.positions)
-        planned.sequence += 1
-        return planned
+        return self._derived(matrix, self.layout, self.positions, self.sequence + 1)
 
     def _of_members(self, mask: BoolArray) -> BoolArray:
         return mask if self.positions is None else mask[self.positions]
 
-    def _derived(self, matrix: FloatArray, layout: Layout, positions: IndexArray | None) -> "Endpoints":
-        return Endpoints(matrix, layout, self.members, self._residency, self.version, self.sequence, positions)
+    def _checked(self, signal: Signal, column: FloatArray) -> FloatArray:
+        """Return the column as numbers that the signal allows."""
+        try:
+            numbers: FloatArray = np.ascontiguousarray(column, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise InvalidInputError(signal.name, column, f"float64[{len(self)}]") from error
+        if numbers.shape != (len(self),):
+            raise InvalidInputError(signal.name, f"shape {numbers.shape}", f"float64[{len(self)}]")
+        row = self.layout.rows.get(signal.name)
+        declared = signal if row is None else self.layout.signals[row]
+        bad = scoring.out_of_range(numbers, declared.low, declared.high)
+        if bad >= 0:
+            at = f"{numbers[bad]} for {self.name(bad)!r}"
+            raise InvalidInputError(signal.name, at, f"{declared.low} to {declared.high}, or NaN for unknown")
+        return numbers
+
+    def _derived(self, matrix: FloatArray, layout: Layout, positions: IndexArray | None, sequence: int) -> "Endpoints":
+        return Endpoints(matrix, layout, self.members, self._residency, self.version, sequence, positions)

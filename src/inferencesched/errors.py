@@ -13,6 +13,7 @@
      |-- PluginError                             the plug-in's fault
      |    |-- ScoreError                         wrong shape, dtype, NaN or outside [0, 1]
      |    |-- FilterError                        not a bool[E]
+     |    |-- ProduceError                       columns that it did not declare, or that their signals do not allow
      |    `-- PickError                          not positions of the candidates
      |
      |-- RequestRefusedError                     terminal for one request: has an outcome and a status
@@ -26,7 +27,10 @@
 An error is raised before anything changes. Messages name the parameter, the value and what was allowed.
 """
 
+from math import isfinite
 from typing import Any, ClassVar
+
+import numpy as np
 
 
 class InferenceSchedError(Exception):
@@ -99,6 +103,10 @@ class FilterError(PluginError):
     """Which filter returned something other than bool[E]?"""
 
 
+class ProduceError(PluginError):
+    """Which producer returned columns that it did not declare, or that their signals do not allow?"""
+
+
 class PickError(PluginError):
     """Which picker returned something other than positions of its candidates?"""
 
@@ -146,3 +154,17 @@ class AlreadySettledError(ReservationError):
 
     outcome: ClassVar[str] = "already_settled"
     status: ClassVar[int] = 500
+
+
+def whole_number(parameter: str, value: object, low: int = 0) -> int:
+    """Return the value as an int; `InvalidInputError` for anything but a whole number of at least `low`."""
+    if isinstance(value, (int, np.integer)) and value >= low:
+        return int(value)
+    raise InvalidInputError(parameter, value, f"an integer of at least {low}")
+
+
+def finite_time(now: float) -> float:
+    """Return the time; `InvalidInputError` for NaN and infinity, which would freeze whatever is measured from it."""
+    if isfinite(now):
+        return now
+    raise InvalidInputError("now", now, "a finite number of seconds")

@@ -55,7 +55,7 @@ class Picker(Protocol):
 
 
 class Produced(NamedTuple, Generic[R]):
-    """What did a producer find out: columns for this cycle, and a receipt for `commit`."""
+    """What did a producer find out? Columns ``float64[E]`` for this cycle, and a receipt for `commit`."""
 
     columns: Mapping[Signal, FloatArray]
     receipt: R
@@ -70,11 +70,15 @@ class DataProducer(Protocol[R]):
         ...
 
     def produce(self, request: InferenceRequest, endpoints: Endpoints, cycle: CycleState) -> Produced[R]:
-        """Return columns ``float64[E]`` and a receipt; changes nothing."""
+        """Return columns ``float64[E]``, each one of `produces`, and a receipt; changes nothing."""
         ...
 
     def commit(self, receipt: R, slot: int, *, now: float) -> None:
-        """Learn where the request went; called by `Scheduler.reserve` under the pool's lock."""
+        """Learn where the request went; called by `Scheduler.reserve` under the pool's lock.
+
+        What can fail belongs in `produce`. Should this raise all the same, it must have learnt nothing: the booking
+        is withdrawn, and the error reaches the caller.
+        """
         ...
 
 

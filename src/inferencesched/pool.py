@@ -34,6 +34,8 @@ from inferencesched.errors import (
     EndpointGoneError,
     InvalidInputError,
     UnknownNameError,
+    finite_time,
+    whole_number,
 )
 from inferencesched.request import Usage
 from inferencesched.reservation import Ledger, Reservation, Settlement
@@ -113,13 +115,12 @@ class InferencePool:
             column = self._defaults.copy()
             for signal, value in (values or {}).items():
                 column[self._writable_row(signal, value, "static")] = value
-            taken = set(members.slots.tolist())
+            taken = {slot for slot, _ in members.stays}
             slot = next(i for i in range(len(taken) + 1) if i not in taken)
             self._generation += 1
             self._members = Membership(
                 (*members.names, name),
-                (*members.slots.tolist(), slot),
-                (*members.generations.tolist(), self._generation),
+                (*members.stays, (slot, self._generation)),
                 (*members.labels, dict(labels or {})),
             )
             self._residency = Residency((*self._residency.adapters, Adapters()))
@@ -139,8 +140,7 @@ class InferencePool:
             keep = [i for i in range(len(members.names)) if i != position]
             self._members = Membership(
                 tuple(members.names[i] for i in keep),
-                (int(members.slots[i]) for i in keep),
-                (int(members.generations[i]) for i in keep),
+                tuple(members.stays[i] for i in keep),
                 tuple(members.labels[i] for i in keep),
             )
             self._residency = Residency(tuple(self._residency.adapters[i] for i in keep))
@@ -174,6 +174,8 @@ class InferencePool:
             position = self._position(name)
             self._check_time(now, float(self._matrix[_OBSERVED, position]), name)
             rows = [(self._writable_row(signal, value, "scraped"), value) for signal, value in values.items()]
+            if adapters is not None:
+                whole_number("adapters.capacity", adapters.capacity)
             matrix = self._matrix
             for row, value in rows:
                 matrix[row, position] = value
@@ -253,26 +255,27 @@ class InferencePool:
         with self.lock:
             members = self._members
             position = members.positions.get(endpoint)
-            if generation is not None and (position is None or members.generations[position] != generation):
+            if generation is not None and (position is None or members.stays[position][1] != generation):
                 raise EndpointGoneError(f"endpoint {endpoint!r} left the pool after the decision for {request_id!r}")
             if position is None:
                 position = self._position(endpoint)
-            if tokens < 0 or context_tokens < 0:
-                name, value = ("tokens", tokens) if tokens < 0 else ("context_tokens", context_tokens)
-                raise InvalidInputError(name, value, "an integer of at least 0")
+            slot, generation = members.stays[position]
+            tokens = whole_number("tokens", tokens)
+            context_tokens = whole_number("context_tokens", context_tokens)
+            matrix = self._matrix
             reservation = Reservation(
                 self,
                 number=self._reserved_requests,
                 request_id=request_id,
                 endpoint=endpoint,
                 position=position,
-                slot=int(members.slots[position]),
-                generation=int(members.generations[position]),
+                slot=slot,
+                generation=generation,
                 tokens=tokens,
                 context_tokens=context_tokens,
-                now=now,
+                picked_before=float(matrix[_PICKED, position]),
+                now=finite_time(now),
             )
-            matrix = self._matrix
             matrix[_REQUESTS, position] += 1.0
             matrix[_TOKENS, position] += tokens
             matrix[_CONTEXT, position] += context_tokens
@@ -284,8 +287,34 @@ class InferencePool:
             self._changed()
             return reservation
 
+    def withdraw(self, reservation: Reservation) -> None:
+        """Was the last booking a mistake? Takes it off the books as if it had never been made.
+
+        For who books in several steps, of which a later one failed, with `lock` held over all of them. Only the
+        pool's newest reservation, as it was made, can be withdrawn; anything else is `InvalidInputError` (or
+        `AlreadySettledError`), and settles with `Reservation.fail`.
+        """
+        with self.lock:
+            reservation.require_open()
+            number = self._reserved_requests - 1
+            untouched = isnan(reservation.first_token_at) and reservation.touched_at == reservation.reserved_at
+            if self._inflight.get(number) is not reservation or reservation.output_tokens or not untouched:
+                raise InvalidInputError("reservation", reservation, "the newest of this pool, with no event since")
+            matrix, position = self._matrix, reservation.position
+            matrix[_REQUESTS, position] -= 1.0
+            matrix[_TOKENS, position] -= reservation.tokens
+            matrix[_CONTEXT, position] -= reservation.context_tokens
+            matrix[_PICKED, position] = reservation.picked_before
+            del self._inflight[number]
+            self._reserved_requests = number
+            self._reserved_tokens -= reservation.tokens
+            self._inflight_tokens -= reservation.tokens
+            reservation.settlement = reservation.settled("withdrawn", "", None, reservation.reserved_at)
+            self._changed()
+
     def sweep(self, now: float) -> list[Settlement]:
         """Settle as ``expired`` what had no event for `reservation_ttl` seconds; returns those."""
+        finite_time(now)
         with self.lock:
             expired = [r for r in self._inflight.values() if now - r.touched_at > self.reservation_ttl]
             return [self._close(reservation, "expired", "ttl", None, now) for reservation in expired]
@@ -308,6 +337,7 @@ class InferencePool:
             members, count = self._members, len(self._members.names)
             assert self._matrix.shape == (len(self._layout.signals), count)
             assert len(set(members.names)) == count == len(members.labels) == len(self._residency.adapters)
+            assert list(zip(members.slots.tolist(), members.generations.tolist(), strict=True)) == list(members.stays)
             assert len(set(members.slots.tolist())) == count == len(set(members.generations.tolist()))
             expected = np.zeros((3, count))
             open_tokens = 0
@@ -333,7 +363,7 @@ class InferencePool:
     def _first_token(self, reservation: Reservation, now: float) -> None:
         with self.lock:
             reservation.require_open()
-            reservation.touched_at = max(reservation.touched_at, now)
+            reservation.touched_at = max(reservation.touched_at, finite_time(now))
             if isnan(reservation.first_token_at):
                 reservation.first_token_at = now
                 self._give_back(reservation)
@@ -342,7 +372,8 @@ class InferencePool:
     def _progress(self, reservation: Reservation, tokens: int, now: float) -> None:
         with self.lock:
             reservation.require_open()
-            reservation.touched_at = max(reservation.touched_at, now)
+            tokens = whole_number("tokens", tokens)
+            reservation.touched_at = max(reservation.touched_at, finite_time(now))
             reservation.output_tokens += tokens
             self._matrix[_CONTEXT, reservation.position] += tokens
             self._changed()
@@ -351,6 +382,7 @@ class InferencePool:
         with self.lock:
             reservation.require_open()
             target, matrix = self._position(endpoint), self._matrix
+            finite_time(now)
             owed = reservation.tokens if isnan(reservation.first_token_at) else 0
             context = reservation.context_tokens + reservation.output_tokens
             for position, sign in ((reservation.position, -1), (target, 1)):
@@ -360,8 +392,7 @@ class InferencePool:
             reservation.touched_at = max(reservation.touched_at, now)
             reservation.endpoint = endpoint
             reservation.position = target
-            reservation.slot = int(self._members.slots[target])
-            reservation.generation = int(self._members.generations[target])
+            reservation.slot, reservation.generation = self._members.stays[target]
             self._changed()
 
     def _settle(
@@ -369,7 +400,12 @@ class InferencePool:
     ) -> Settlement:
         with self.lock:
             reservation.require_open()
-            return self._close(reservation, outcome, reason, usage, now)
+            return self._close(reservation, outcome, reason, usage, finite_time(now))
+
+    def _leave(self, reservation: Reservation, outcome: str, reason: str) -> None:
+        with self.lock:
+            if reservation.settlement is None:
+                self._close(reservation, outcome, reason, None, reservation.touched_at)
 
     # -- inside ------------------------------------------------------------------------------------
 
@@ -384,20 +420,9 @@ class InferencePool:
         self._matrix[_CONTEXT, position] -= reservation.context_tokens + reservation.output_tokens
         del self._inflight[reservation.number]
         self._settled_requests += 1
-        reservation.settlement = Settlement(
-            reservation.request_id,
-            reservation.endpoint,
-            outcome,
-            reason,
-            reservation.tokens,
-            reservation.output_tokens,
-            reservation.reserved_at,
-            reservation.first_token_at,
-            now,
-            usage,
-        )
+        reservation.settlement = settlement = reservation.settled(outcome, reason, usage, now)
         self._changed()
-        return reservation.settlement
+        return settlement
 
     def _give_back(self, reservation: Reservation) -> None:
         """Return the booked prompt tokens: they are computed, or never will be."""
@@ -419,8 +444,9 @@ class InferencePool:
         """Return the row of a signal that may be set to this value from outside."""
         row = self._layout.row(signal)
         declared = self._layout.signals[row]
-        if declared.freshness != "static" and declared.freshness != freshness:
-            raise InvalidInputError(signal.name, declared.freshness, "a scraped or static signal")
+        if declared.freshness not in ("static", freshness):
+            allowed = "a static signal" if freshness == "static" else "a scraped or static signal"
+            raise InvalidInputError(signal.name, f"a {declared.freshness} signal", allowed)
         if not (declared.low <= value <= declared.high and isfinite(value)) and not isnan(value):
             raise InvalidInputError(signal.name, value, f"{declared.low} to {declared.high}, or NaN for unknown")
         return row

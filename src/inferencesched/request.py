@@ -64,10 +64,10 @@ class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     def __post_init__(self) -> None:
         if not self.request_id:
             raise InvalidInputError("request_id", self.request_id, "a string that is not empty")
-        if self.input_tokens is not None and self.input_tokens < 0:
-            raise InvalidInputError("input_tokens", self.input_tokens, "an integer of at least 0, or None")
-        if self.max_output_tokens is not None and self.max_output_tokens < 0:
-            raise InvalidInputError("max_output_tokens", self.max_output_tokens, "an integer of at least 0, or None")
+        _check_length("input_tokens", self.input_tokens)
+        _check_length("max_output_tokens", self.max_output_tokens)
+        if self.deadline is not None and self.deadline != self.deadline:
+            raise InvalidInputError("deadline", self.deadline, "seconds, or None")
         if self.tokens is not None:
             _check_array("tokens", self.tokens, np.uint32)
             if self.input_tokens is not None and self.input_tokens != len(self.tokens):
@@ -86,6 +86,12 @@ class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     def adapter_name(self) -> str:
         """Which name does LoRA residency look up?"""
         return self.adapter or self.model
+
+
+def _check_length(name: str, length: int | None) -> None:
+    """Refuse anything but None and a whole number of at least 0; NaN would poison every sum it enters."""
+    if not (length is None or (isinstance(length, (int, np.integer)) and length >= 0)):
+        raise InvalidInputError(name, length, "an integer of at least 0, or None")
 
 
 def _check_array(name: str, array: Any, dtype: type[np.generic]) -> None:

@@ -5,25 +5,22 @@
     reserve --> booked --first_token--> streaming --complete--> settled "completed"
                   |                         |------fail-------> settled "failed"
                   |-------- the same, straight to settled ----> ...
-                  `-- TTL passed: "expired"   endpoint left: "endpoint_left"
+                  `-- TTL passed: "expired"   endpoint left: "endpoint_left"   taken back at once: "withdrawn"
 
 A reservation is settled exactly once. Law: reserved = settled + in flight, in requests and in tokens, at every step.
 """
 
 from types import TracebackType
-from typing import TYPE_CHECKING, NamedTuple, Protocol, final
+from typing import NamedTuple, Protocol, Self, final
 
-from inferencesched.errors import AlreadySettledError, EndpointGoneError, InvalidInputError
+from inferencesched.errors import AlreadySettledError, EndpointGoneError
 from inferencesched.request import Usage
-
-if TYPE_CHECKING:
-    from typing import Self
 
 
 class Settlement(NamedTuple):
     """How did a reservation end? Times are seconds on the caller's clock; NaN did not happen.
 
-    ``outcome`` is one of ``completed``, ``failed``, ``expired``, ``endpoint_left``; ``reason`` the caller's word.
+    ``outcome`` is one of ``completed``, ``failed``, ``expired``, ``endpoint_left``, ``withdrawn``; ``reason`` the caller's word.
     """
 
     request_id: str
@@ -58,6 +55,7 @@ class Books(Protocol):
     def _settle(
         self, reservation: "Reservation", outcome: str, reason: str, usage: Usage | None, now: float
     ) -> Settlement: ...
+    def _leave(self, reservation: "Reservation", outcome: str, reason: str) -> None: ...
 
 
 @final
@@ -93,6 +91,7 @@ class Reservation:
         "generation",
         "number",
         "output_tokens",
+        "picked_before",
         "position",
         "request_id",
         "reserved_at",
@@ -114,6 +113,7 @@ class Reservation:
         generation: int,
         tokens: int,
         context_tokens: int,
+        picked_before: float,
         now: float,
     ) -> None:
         self._books = books
@@ -126,6 +126,7 @@ class Reservation:
         self.tokens = tokens
         self.context_tokens = context_tokens
         self.output_tokens = 0
+        self.picked_before = picked_before  # the endpoint's LAST_PICKED until now, should this be withdrawn
         self.reserved_at = now
         self.first_token_at = float("nan")
         self.touched_at = now
@@ -141,8 +142,6 @@ class Reservation:
 
     def progress(self, tokens: int, *, now: float) -> None:
         """How many more output tokens came? Keeps the TTL alive and grows the endpoint's context."""
-        if tokens < 0:
-            raise InvalidInputError("tokens", tokens, "an integer of at least 0")
         self._books._progress(self, tokens, now)
 
     def served_by(self, endpoint: str, *, now: float) -> None:
@@ -157,15 +156,29 @@ class Reservation:
         """Settle: it ended otherwise. `reason` is a low-cardinality word of the caller's."""
         return self._books._settle(self, "failed", reason, None, now)
 
-    def __enter__(self) -> "Self":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.settlement is None:
-            outcome, reason = ("completed", "") if kind is None else ("failed", kind.__name__)
-            self._books._settle(self, outcome, reason, None, self.touched_at)
+        outcome, reason = ("completed", "") if kind is None else ("failed", kind.__name__)
+        self._books._leave(self, outcome, reason)
+
+    def settled(self, outcome: str, reason: str, usage: Usage | None, now: float) -> Settlement:
+        """Return the record of an ending; it is the books that make it true."""
+        return Settlement(
+            self.request_id,
+            self.endpoint,
+            outcome,
+            reason,
+            self.tokens,
+            self.output_tokens,
+            self.reserved_at,
+            self.first_token_at,
+            now,
+            usage,
+        )
 
     def require_open(self) -> None:
         """Raise the typed error if this reservation is settled."""

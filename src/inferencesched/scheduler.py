@@ -6,15 +6,14 @@ endpoint that looked idle to all of it. The stages: exclusion, staleness, produc
 scorers, picker.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final, final
 
 import numpy as np
 
 from inferencesched._fusion import PREFIX_TOKENS_ROW, Program
-from inferencesched._kernels import scoring
-from inferencesched.endpoints import LAST_PICKED, Endpoints
+from inferencesched.endpoints import Endpoints
 from inferencesched.errors import (
     FilteredOutError,
     FilterError,
@@ -22,7 +21,9 @@ from inferencesched.errors import (
     NoEndpointsError,
     PickError,
     PluginError,
+    ProduceError,
     RequestRefusedError,
+    finite_time,
 )
 from inferencesched.framework import (
     Assigner,
@@ -84,11 +85,10 @@ class ProfileRunner:
             endpoints = kept_by(plugin, request, endpoints, cycle)
             if not len(endpoints):
                 return None
-        totals, best, ties = self.program.run(request, endpoints, cycle)
         if self._max_score:
-            if ties > 1:
-                best = scoring.nth_tied(totals, endpoints[LAST_PICKED], best, int(cycle.rng.random() * ties))
-            return ProfileResult((_target(request, endpoints, best, float(totals[best])),))
+            position, total = self.program.best(request, endpoints, cycle)
+            return ProfileResult((_target(request, endpoints, position, total),))
+        totals = self.program.totals(request, endpoints, cycle)
         picks = self.profile.picker.pick(totals, endpoints, cycle)
         _check_picks(self.profile.picker, picks, len(endpoints))
         return ProfileResult(tuple(_target(request, endpoints, i, float(totals[i])) for i in picks.tolist()))
@@ -106,7 +106,8 @@ class Scheduler:
     stale: what is assumed of servers not heard of lately.
     assigner: how several requests are decided jointly; None plans them one after another (see `assign`).
 
-    A scheduler holds parameters only (and its producers); share it between threads and pools.
+    A scheduler holds parameters only (and its producers): share it between threads, and without producers also between
+    pools (what a producer knows is about the endpoints of one pool).
     Cost with four everyday scorers: 4 us at 8 endpoints, 8 us at 1,024. Refusals are typed: `NoEndpointsError`
     (503) where there is nobody to choose from, `FilteredOutError` (429) where the filters keep nobody.
 
@@ -172,14 +173,20 @@ class Scheduler:
             if result is None:
                 raise self.refusal(request, name, f"{len(endpoints)} candidates")
             return SchedulingResult(request, name, {name: result}, endpoints.version, receipts)
-        return self._run_profiles(request, endpoints, cycle)._replace(version=endpoints.version, receipts=receipts)
+        decided = self.run_profiles(request, cycle, lambda name: self._runners[name].run(request, endpoints, cycle))
+        return decided._replace(version=endpoints.version, receipts=receipts)
 
     def reserve(self, result: SchedulingResult, pool: InferencePool, *, now: float) -> Reservation:
         """Book the decision and tell the producers; the next snapshot sees it.
 
-        Errors: `EndpointGoneError` if the endpoint left since, before anything changes.
+        Errors, and nothing is booked: `EndpointGoneError` if the endpoint left since, `InvalidInputError` for a result
+        of other producers than these, and whatever a producer's ``commit`` raises (producers before it in order have
+        learnt of the request then: they hold beliefs, not bookings).
         """
         target, request = result.target, result.request
+        if len(result.receipts) != len(self.producers):
+            allowed = f"one for each of {len(self.producers)} producers: a result of this scheduler's `schedule`"
+            raise InvalidInputError("result.receipts", len(result.receipts), allowed)
         with pool.lock:
             reservation = pool.reserve(
                 target.endpoint,
@@ -189,8 +196,12 @@ class Scheduler:
                 now=now,
                 generation=target.generation,
             )
-            for producer, receipt in zip(self.producers, result.receipts, strict=True):
-                producer.commit(receipt, target.slot, now=now)
+            try:
+                for producer, receipt in zip(self.producers, result.receipts, strict=True):
+                    producer.commit(receipt, target.slot, now=now)
+            except BaseException:
+                pool.withdraw(reservation)
+                raise
             return reservation
 
     def schedule_and_reserve(
@@ -212,15 +223,22 @@ class Scheduler:
     ) -> list[Reservation | RequestRefusedError]:
         """Decide and book several, in order, with nobody in between; a refusal takes its request's place.
 
-        Defined as the fold of `schedule_and_reserve`: each decision sees those before it.
+        Defined as the fold of `schedule_and_reserve`: each decision sees those before it. Any other error (a plug-in's)
+        withdraws all that was booked here, so that no booking is left without its `Reservation`, and is raised.
         """
         answers: list[Reservation | RequestRefusedError] = []
         with pool.lock:
-            for request in requests:
-                try:
-                    answers.append(self.schedule_and_reserve(request, pool, now=now, rng=rng))
-                except RequestRefusedError as refusal:
-                    answers.append(refusal)
+            try:
+                for request in requests:
+                    try:
+                        answers.append(self.schedule_and_reserve(request, pool, now=now, rng=rng))
+                    except RequestRefusedError as refusal:
+                        answers.append(refusal)
+            except BaseException:
+                for answer in reversed(answers):
+                    if isinstance(answer, Reservation):
+                        pool.withdraw(answer)
+                raise
         return answers
 
     def assign(
@@ -235,9 +253,15 @@ class Scheduler:
 
         Without an `Assigner` the requests are planned one after another, each seeing the load (not the cached
         prefixes) that those before it would bring: what `schedule_many` would do without producers.
+        Errors: those of `schedule`, for any of the requests; `PluginError` for an assigner that does not answer each.
         """
         if self.assigner is not None:
-            return list(self.assigner.assign(requests, endpoints, CycleState(now, rng, endpoints.sequence)))
+            answers = list(self.assigner.assign(requests, endpoints, CycleState(now, rng, endpoints.sequence)))
+            if [answer.request.request_id for answer in answers] != [request.request_id for request in requests]:
+                raise PluginError(
+                    self.assigner, f"{len(answers)} results", f"one for each of {len(requests)}, in order"
+                )
+            return answers
         results = []
         for request in requests:
             result = self.schedule(request, endpoints, now=now, rng=rng)
@@ -253,7 +277,10 @@ class Scheduler:
         self, request: InferenceRequest, endpoints: Endpoints, now: float, exclude: Collection[str]
     ) -> Endpoints:
         """Return who may be considered at all: not excluded, and as fresh as the policy asks."""
+        finite_time(now)
         if exclude:
+            if isinstance(exclude, str):
+                raise InvalidInputError("exclude", exclude, "a collection of names, not one name")
             endpoints = endpoints.where(np.array([name not in exclude for name in endpoints.names], dtype=np.bool_))
         if not len(endpoints):
             raise NoEndpointsError(f"no endpoint for request {request.request_id!r}, {len(exclude)} excluded")
@@ -266,7 +293,13 @@ class Scheduler:
         receipts: tuple[object, ...] = ()
         for producer in self.producers:
             produced = producer.produce(request, endpoints, cycle)
-            endpoints = endpoints.with_columns(produced.columns)
+            if not produced.columns.keys() <= set(producer.produces):
+                names = sorted(signal.name for signal in produced.columns)
+                raise ProduceError(producer, str(names), str(sorted(signal.name for signal in producer.produces)))
+            try:
+                endpoints = endpoints.with_columns(produced.columns)
+            except InvalidInputError as error:
+                raise ProduceError(producer, f"{error.parameter}: {error.value}", error.allowed) from error
             receipts = (*receipts, produced.receipt)
         return endpoints, receipts
 
@@ -275,7 +308,10 @@ class Scheduler:
         """Return the error for a request whose candidates were all filtered out."""
         return FilteredOutError(f"the filters of {profile!r} kept nobody for request {request.request_id!r}: {dropped}")
 
-    def _run_profiles(self, request: InferenceRequest, endpoints: Endpoints, cycle: CycleState) -> SchedulingResult:
+    def run_profiles(
+        self, request: InferenceRequest, cycle: CycleState, run: Callable[[str], ProfileResult | None]
+    ) -> SchedulingResult:
+        """Return what the handler makes of the profiles it asks for; `run` runs one of them by name."""
         results: dict[str, ProfileResult | None] = {}
         while chosen := self.handler.pick(request, self.profiles, MappingProxyType(results), cycle):
             if all(name in results for name in chosen):
@@ -283,23 +319,25 @@ class Scheduler:
             for name in chosen:
                 if name not in self._runners:
                     raise PluginError(self.handler, repr(name), f"one of {sorted(self._runners)}")
-                results[name] = self._runners[name].run(request, endpoints, cycle)
+                results[name] = run(name)
+        if not results:
+            raise PluginError(self.handler, "no profile", f"at least one of {sorted(self._runners)}")
         result = self.handler.process_results(request, MappingProxyType(results), cycle)
         if result.profiles.get(result.primary) is None:
-            raise self.refusal(request, ", ".join(results), f"{len(endpoints)} candidates")
+            if any(picked is not None for picked in results.values()) and result.primary not in results:
+                raise PluginError(self.handler, f"{result.primary!r} as primary", f"one of {sorted(results)}")
+            raise self.refusal(request, ", ".join(results), "no targets for the primary profile")
         return result
 
 
 def _target(request: InferenceRequest, endpoints: Endpoints, position: int, score: float) -> Target:
     """Return the picked position as a record that outlives the snapshot."""
-    members, positions = endpoints.members, endpoints.positions
-    member = position if positions is None else int(positions[position])
     tokens = request.prompt_tokens or 0
     if tokens:
-        matched = endpoints.matrix[PREFIX_TOKENS_ROW, position]
+        matched = endpoints.matrix.item(PREFIX_TOKENS_ROW, position)
         if matched == matched:  # unknown is NaN: then all of it must be computed
             tokens = max(0, tokens - int(matched))
-    return Target(members.names[member], int(members.slots[member]), int(members.generations[member]), score, tokens)
+    return Target(endpoints.name(position), *endpoints.stay(position), score, tokens)
 
 
 def _check_picks(picker: object, picks: object, count: int) -> None:

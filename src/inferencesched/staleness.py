@@ -4,17 +4,14 @@ One stated policy for the scraped columns, applied before any plug-in sees them.
 """
 
 from dataclasses import dataclass
-from typing import Final, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 
-from inferencesched._kernels import scoring
-from inferencesched.endpoints import OBSERVED_AT, STANDARD_SIGNALS, Endpoints, Layout
+from inferencesched.endpoints import OBSERVED_AT, Endpoints
 from inferencesched.errors import InvalidInputError, NoEndpointsError, UnknownNameError
 
 Assumption = Literal["worst", "mean", "exclude", "trust"]
-
-_OBSERVED_ROW: Final = Layout(STANDARD_SIGNALS).row(OBSERVED_AT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +25,7 @@ class StalePolicy:
 
     An endpoint that was never observed is stale under ``mean`` and ``exclude``; its signals are unknown anyway.
     The default of 2 s is the age at which the reference flags metrics as stale.
-    Cost: 0.3 us when all are fresh.
+    Cost: 0.2 us when all are fresh, 0.6 us more for the first to ask of a snapshot.
     """
 
     after: float = 2.0
@@ -44,10 +41,10 @@ class StalePolicy:
         """Return the snapshot as plug-ins may see it; `endpoints` itself when nobody is stale."""
         if self.assume == "trust":
             return endpoints
-        observed = endpoints.matrix[_OBSERVED_ROW]
-        if not scoring.count_stale(observed, now - self.after, self.assume != "worst"):
+        since = now - self.after
+        if endpoints.oldest[self.assume == "worst"] >= since:
             return endpoints
-        fresh = observed >= now - self.after
+        fresh = endpoints[OBSERVED_AT] >= since
         if self.assume == "exclude":
             if not fresh.any():
                 raise NoEndpointsError(f"none of {len(endpoints)} endpoints was observed in the last {self.after} s")

@@ -6,8 +6,8 @@ import numpy as np
 
 from inferencesched._typing import FloatArray, IndexArray
 from inferencesched.endpoints import Endpoints
+from inferencesched.errors import whole_number
 from inferencesched.framework import CycleState
-from inferencesched.pickers.score import check_count
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +17,7 @@ class RandomPicker:
     count: int = 1
 
     def __post_init__(self) -> None:
-        check_count(self.count)
+        whole_number("count", self.count, low=1)
 
     def pick(self, totals: FloatArray, endpoints: Endpoints, cycle: CycleState) -> IndexArray:
         """Return ``intp[min(count, E)]``, without repetition."""
@@ -32,21 +32,22 @@ class WeightedRandomPicker:
     """Who is drawn, in proportion to the totals?
 
     P(first) = total / sum; totals of 0 or less come last; where none is above 0 the draw is uniform.
-    Source: A-Res, Efraimidis and Spirakis, "Weighted random sampling with a reservoir" (2006): keys u**(1/total).
+    Source: A-Res, Efraimidis and Spirakis, "Weighted random sampling with a reservoir" (2006): greatest u**(1/total)
+    first. The keys here are log(-log(u)) - log(total), least first: the same order, and no total is too small for it.
     """
 
     count: int = 1
 
     def __post_init__(self) -> None:
-        check_count(self.count)
+        whole_number("count", self.count, low=1)
 
     def pick(self, totals: FloatArray, endpoints: Endpoints, cycle: CycleState) -> IndexArray:
         """Return ``intp[min(count, E)]``, without repetition."""
-        draws = cycle.rng.random(len(totals))
+        draws = 1.0 - cycle.rng.random(len(totals))  # above 0: a draw of exactly 1 has a key of -inf, and is first
         positive = totals > 0.0
-        # log u / total orders as u ** (1 / total) does and does not underflow; 1 - u is never 0
-        keys = np.log1p(-draws) / np.where(positive, totals, 1.0)
-        order: IndexArray = np.lexsort((-keys, ~positive))
+        with np.errstate(divide="ignore"):
+            keys = np.log(-np.log(draws)) - np.log(np.where(positive, totals, 1.0))
+        order: IndexArray = np.lexsort((keys, ~positive))
         return order[: self.count]
 
 
@@ -61,7 +62,7 @@ class RoundRobinPicker:
     count: int = 1
 
     def __post_init__(self) -> None:
-        check_count(self.count)
+        whole_number("count", self.count, low=1)
 
     def pick(self, totals: FloatArray, endpoints: Endpoints, cycle: CycleState) -> IndexArray:
         """Return ``intp[min(count, E)]``."""

@@ -7,14 +7,8 @@ import numpy as np
 from inferencesched._kernels import scoring
 from inferencesched._typing import FloatArray, IndexArray
 from inferencesched.endpoints import LAST_PICKED, Endpoints
-from inferencesched.errors import InvalidInputError
+from inferencesched.errors import whole_number
 from inferencesched.framework import CycleState
-
-
-def check_count(count: int) -> None:
-    """Refuse a number of picks below 1."""
-    if count < 1:
-        raise InvalidInputError("count", count, "an integer of at least 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +22,7 @@ class MaxScorePicker:
     count: int = 1
 
     def __post_init__(self) -> None:
-        check_count(self.count)
+        whole_number("count", self.count, low=1)
 
     def pick(self, totals: FloatArray, endpoints: Endpoints, cycle: CycleState) -> IndexArray:
         """Return ``intp[min(count, E)]``."""

@@ -78,7 +78,7 @@ class TokenLoadScorer:
     def score(self, request: InferenceRequest, endpoints: Endpoints, cycle: CycleState) -> FloatArray:
         """Return ``float64[E]``."""
         uncached = np.maximum(0.0, (request.prompt_tokens or 0) - known(endpoints[PREFIX_TOKENS]))
-        return inverse(endpoints[INFLIGHT_TOKENS] + uncached, self.queue_threshold_tokens)
+        return known(inverse(endpoints[INFLIGHT_TOKENS] + uncached, self.queue_threshold_tokens))
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,5 +101,6 @@ class ActiveRequestScorer:
     def score(self, request: InferenceRequest, endpoints: Endpoints, cycle: CycleState) -> FloatArray:
         """Return ``float64[E]``."""
         active = endpoints[INFLIGHT_REQUESTS]
-        most = max(1.0, float(active.max(initial=0.0)))
-        return np.where(active <= self.idle_threshold, 1.0, (most - active) / most * self.max_busy_score)
+        most = float(np.fmax.reduce(active, initial=1.0))
+        busy = known((most - active) / most * self.max_busy_score)
+        return np.where(active <= self.idle_threshold, 1.0, busy)
