@@ -5,7 +5,7 @@ and by what, every scorer's word on every candidate, the runner-up, the margin, 
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from math import inf
 
 import numpy as np
@@ -13,10 +13,10 @@ import numpy as np
 from inferencesched._fusion import plain_scores, plain_totals
 from inferencesched._typing import FloatArray
 from inferencesched.endpoints import Endpoints
-from inferencesched.errors import UnknownNameError
-from inferencesched.framework import CycleState
+from inferencesched.errors import FilteredOutError, UnknownNameError
+from inferencesched.framework import CycleState, ProfileResult, SchedulingProfile
 from inferencesched.request import InferenceRequest
-from inferencesched.scheduler import Scheduler, kept_by
+from inferencesched.scheduler import Scheduler, check_picks, kept_by, target_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +24,8 @@ class Explanation:
     """What decided, for one profile of one request?
 
     Arrays are in the order of ``candidates``: ``scores`` float64[K, E] raw, in [0, 1]; ``totals`` float64[E] weighted
-    sums; ``age`` float64[E] seconds since the last observation (inf: never). ``dropped`` maps a name to what
-    dropped it. ``flips`` maps a scorer to the weight at which the runner-up would have won (scorers that cannot
+    sums; ``age`` float64[E] seconds since the last observation (inf: never). ``scorers`` are their reprs, short of
+    the parameters left as they come. ``dropped`` maps a name to what dropped it: ``exclude``, ``staleness`` or a filter. ``flips`` maps a scorer to the weight at which the runner-up would have won (scorers that cannot
     do it alone are left out). ``tie`` says whether the totals alone did not decide.
     """
 
@@ -98,8 +98,8 @@ def explain(
     """Why does `Scheduler.schedule` answer as it does, with these very arguments?
 
     Give it a generator in the state that `schedule` had; it draws from it as `schedule` does. `profile` names one
-    of several (default: the first). Errors: those of `schedule`, and `UnknownNameError` for the profile.
-    Cost: some 50 us and 5 us a candidate; decisions that nobody asks about cost nothing.
+    of several (default: the one whose answer counted). Errors: those of `schedule`, and `UnknownNameError` for a
+    profile that did not run. Cost: some 50 us and 5 us a candidate; decisions that nobody asks about cost nothing.
 
     >>> from inferencesched import InferencePool, InferenceRequest, Scheduler, WAITING_QUEUE_SIZE, default_profile
     >>> pool = InferencePool()
@@ -114,32 +114,64 @@ def explain(
       ep-0: 0 = 3*0.000 PrefixCacheScorer() + 2*0.000 QueueScorer() + 2*0.000 KvCacheUtilizationScorer() (0.500 s old)
     it would flip if QueueScorer() weighed 0
     """
-    name = next(iter(scheduler.profiles)) if profile is None else profile
-    if name not in scheduler.profiles:
-        raise UnknownNameError("profile", name, list(scheduler.profiles))
-    chosen = scheduler.profiles[name]
-    dropped = {endpoint: "exclude" for endpoint in endpoints.names if endpoint in exclude}
+    if profile is not None and profile not in scheduler.profiles:
+        raise UnknownNameError("profile", profile, list(scheduler.profiles))
+    gone = {endpoint: "exclude" for endpoint in endpoints.names if endpoint in exclude}
     before = endpoints.names
     age = dict(zip(before, endpoints.age(now).tolist(), strict=True))
     endpoints = scheduler.candidates(request, endpoints, now, exclude)
-    dropped |= {endpoint: "staleness" for endpoint in before if endpoint not in {*endpoints.names, *dropped}}
+    gone |= {endpoint: "staleness" for endpoint in before if endpoint not in {*endpoints.names, *gone}}
     cycle = CycleState(now, rng, endpoints.sequence)
     endpoints, _ = scheduler.produce(request, endpoints, cycle)
-    for plugin in chosen.filters:
-        before = endpoints.names
-        endpoints = kept_by(plugin, request, endpoints, cycle)
-        dropped |= {endpoint: repr(plugin) for endpoint in before if endpoint not in endpoints.names}
-        if not len(endpoints):
-            break
-    if not len(endpoints):
-        causes = "; ".join(f"{endpoint}: {cause}" for endpoint, cause in dropped.items())
-        raise scheduler.refusal(request, name, causes)
-    scores = plain_scores(chosen.scorers, request, endpoints, cycle)
-    totals = plain_totals(chosen.scorers, scores)
-    picks = chosen.picker.pick(totals, endpoints, cycle)
-    names = endpoints.names
-    winner, runner = int(picks[0]), _runner_up(totals, int(picks[0]))
-    labels = _labels([repr(weighted.scorer) for weighted in chosen.scorers])
+    told: dict[str, Explanation] = {}
+    drained: dict[str, dict[str, str]] = {}
+
+    def run(name: str) -> ProfileResult | None:
+        chosen, kept, dropped = scheduler.profiles[name], endpoints, dict(gone)
+        for plugin in chosen.filters:
+            before = kept.names
+            kept = kept_by(plugin, request, kept, cycle)
+            dropped |= {endpoint: repr(plugin) for endpoint in before if endpoint not in kept.names}
+            if not len(kept):
+                drained[name] = dropped
+                return None
+        scores = plain_scores(chosen.scorers, request, kept, cycle)
+        totals = plain_totals(chosen.scorers, scores)
+        picks = chosen.picker.pick(totals, kept, cycle)
+        check_picks(chosen.picker, picks, len(kept))
+        ages = np.array([age[endpoint] for endpoint in kept.names])
+        told[name] = _told(request.request_id, name, chosen, kept.names, scores, totals, picks.tolist(), ages, dropped)
+        return ProfileResult(tuple(target_at(request, kept, i, float(totals[i])) for i in picks.tolist()))
+
+    try:
+        primary = scheduler.run_profiles(request, cycle, run).primary
+    except FilteredOutError as refusal:
+        wanted = next(iter(drained), None) if profile is None else profile
+        if wanted not in drained:
+            raise
+        raise scheduler.refusal(request, wanted, _causes(drained[wanted])) from refusal
+    wanted = primary if profile is None else profile
+    if wanted in drained:
+        raise scheduler.refusal(request, wanted, _causes(drained[wanted]))
+    if wanted not in told:
+        raise UnknownNameError("profile", wanted, f"one that ran for {request.request_id!r}: {', '.join(told)}")
+    return told[wanted]
+
+
+def _told(
+    request_id: str,
+    name: str,
+    chosen: SchedulingProfile,
+    candidates: tuple[str, ...],
+    scores: FloatArray,
+    totals: FloatArray,
+    picks: list[int],
+    age: FloatArray,
+    dropped: dict[str, str],
+) -> Explanation:
+    """Return what one profile's numbers say."""
+    winner, runner = picks[0], _runner_up(totals, picks[0])
+    labels = _labels([_label(weighted.scorer) for weighted in chosen.scorers])
     weights = tuple(weighted.weight for weighted in chosen.scorers)
     margin = 0.0 if runner is None else float(totals[winner] - totals[runner])
     flips: dict[str, float] = {}
@@ -149,21 +181,25 @@ def explain(
             if lead != 0.0:
                 flips[label] = weight - margin / lead
     return Explanation(
-        request.request_id,
+        request_id,
         name,
-        tuple(names[int(i)] for i in picks),
-        names,
+        tuple(candidates[i] for i in picks),
+        candidates,
         labels,
         weights,
         scores,
         totals,
-        np.array([age[endpoint] for endpoint in names]),
+        age,
         dropped,
-        None if runner is None else names[runner],
+        None if runner is None else candidates[runner],
         margin,
-        runner is not None and totals[winner] == totals[runner],
+        runner is not None and bool(totals[winner] == totals[runner]),
         flips,
     )
+
+
+def _causes(dropped: dict[str, str]) -> str:
+    return "; ".join(f"{endpoint}: {cause}" for endpoint, cause in dropped.items())
 
 
 def _runner_up(totals: FloatArray, winner: int) -> int | None:
@@ -173,6 +209,14 @@ def _runner_up(totals: FloatArray, winner: int) -> int | None:
     others = totals.copy()
     others[winner] = -inf
     return int(np.argmax(others))
+
+
+def _label(plugin: object) -> str:
+    """Return the plug-in's repr, without the parameters that were left as they come."""
+    if not is_dataclass(plugin):
+        return repr(plugin)
+    chosen = [(f.name, getattr(plugin, f.name)) for f in fields(plugin) if getattr(plugin, f.name) != f.default]
+    return f"{type(plugin).__name__}({', '.join(f'{name}={value!r}' for name, value in chosen)})"
 
 
 def _labels(names: list[str]) -> tuple[str, ...]:

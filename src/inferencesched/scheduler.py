@@ -30,6 +30,7 @@ from inferencesched.framework import (
     CycleState,
     DataProducer,
     Filter,
+    Picker,
     ProfileHandler,
     ProfileResult,
     SchedulingProfile,
@@ -87,11 +88,11 @@ class ProfileRunner:
                 return None
         if self._max_score:
             position, total = self.program.best(request, endpoints, cycle)
-            return ProfileResult((_target(request, endpoints, position, total),))
+            return ProfileResult((target_at(request, endpoints, position, total),))
         totals = self.program.totals(request, endpoints, cycle)
         picks = self.profile.picker.pick(totals, endpoints, cycle)
-        _check_picks(self.profile.picker, picks, len(endpoints))
-        return ProfileResult(tuple(_target(request, endpoints, i, float(totals[i])) for i in picks.tolist()))
+        check_picks(self.profile.picker, picks, len(endpoints))
+        return ProfileResult(tuple(target_at(request, endpoints, i, float(totals[i])) for i in picks.tolist()))
 
 
 @final
@@ -330,7 +331,7 @@ class Scheduler:
         return result
 
 
-def _target(request: InferenceRequest, endpoints: Endpoints, position: int, score: float) -> Target:
+def target_at(request: InferenceRequest, endpoints: Endpoints, position: int, score: float) -> Target:
     """Return the picked position as a record that outlives the snapshot."""
     tokens = request.prompt_tokens or 0
     if tokens:
@@ -340,7 +341,8 @@ def _target(request: InferenceRequest, endpoints: Endpoints, position: int, scor
     return Target(endpoints.name(position), *endpoints.stay(position), score, tokens)
 
 
-def _check_picks(picker: object, picks: object, count: int) -> None:
+def check_picks(picker: Picker, picks: object, count: int) -> None:
+    """Raise `PickError` unless these are distinct positions of ``count`` candidates, at least one."""
     allowed = f"distinct positions below {count}, at least one, as an integer array"
     if not isinstance(picks, np.ndarray) or picks.ndim != 1 or picks.dtype.kind != "i" or not len(picks):
         raise PickError(picker, repr(picks), allowed)
