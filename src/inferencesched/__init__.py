@@ -3,6 +3,7 @@
 Import from here; every name below is public and documented. `warmup` compiles what a gateway needs.
 """
 
+from inferencesched._warmup import warmup
 from inferencesched.endpoints import (
     CONTEXT_TOKENS,
     INFLIGHT_REQUESTS,
@@ -35,6 +36,7 @@ from inferencesched.errors import (
     NoEndpointsError,
     PickError,
     PluginError,
+    ProduceError,
     RequestRefusedError,
     ReservationError,
     ScoreError,
@@ -69,6 +71,7 @@ from inferencesched.pickers import (
     WeightedRandomPicker,
 )
 from inferencesched.pool import InferencePool
+from inferencesched.prefix import ApproximatePrefixProducer, PrefixIndex, block_hashes
 from inferencesched.request import InferenceRequest, Usage
 from inferencesched.reservation import Ledger, Reservation, Settlement
 from inferencesched.scheduler import Scheduler, default_profile
@@ -105,6 +108,7 @@ __all__ = [
     "ActiveRequestScorer",
     "Adapters",
     "AlreadySettledError",
+    "ApproximatePrefixProducer",
     "Assigner",
     "CycleState",
     "DataProducer",
@@ -129,6 +133,8 @@ __all__ = [
     "PluginError",
     "PowerOfTwoPicker",
     "PrefixCacheScorer",
+    "PrefixIndex",
+    "ProduceError",
     "Produced",
     "ProfileHandler",
     "ProfileResult",
@@ -157,6 +163,7 @@ __all__ = [
     "UtilizationFilter",
     "WeightedRandomPicker",
     "WeightedScorer",
+    "block_hashes",
     "default_profile",
     "explain",
     "inverse",
@@ -164,4 +171,5 @@ __all__ = [
     "known",
     "minmax",
     "ratio",
+    "warmup",
 ]

@@ -1,0 +1,334 @@
+"""Does the index answer what a set of hashes an endpoint answers, whatever was stored, lost and stored again?"""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+import inferencesched as isched
+from tests import naive_prefix
+
+CHAIN = np.array([101, 102, 103, 104, 105], dtype=np.uint64)
+OTHER = np.array([101, 102, 203, 204], dtype=np.uint64)
+
+
+def hashes(*values):
+    return np.array(values, dtype=np.uint64)
+
+
+def depths(index, chain=CHAIN):
+    index.check()
+    return index.match(chain).tolist()
+
+
+def test_an_empty_index_holds_nothing():
+    index = isched.PrefixIndex(3)
+    assert depths(index) == [0, 0, 0] and len(index) == 0
+    assert depths(isched.PrefixIndex(0)) == []
+
+
+def test_the_answer_is_how_many_of_the_first_blocks():
+    index = isched.PrefixIndex(3)
+    index.insert(0, CHAIN)
+    index.insert(2, CHAIN[:2])
+    assert depths(index) == [5, 0, 2]
+    assert depths(index, OTHER) == [2, 0, 2]
+    assert depths(index, CHAIN[:1]) == [1, 0, 1]
+    assert depths(index, CHAIN[:0]) == [0, 0, 0]
+    assert depths(index, CHAIN[1:]) == [0, 0, 0], "a chain starts at its first block"
+    assert (len(index), index.blocks(0), index.blocks(1), index.blocks(2)) == (5, 5, 0, 2)
+
+
+def test_hash_zero_is_a_hash():
+    index = isched.PrefixIndex(1)
+    index.insert(0, hashes(0, 1, 2))
+    assert depths(index, hashes(0, 1, 9)) == [2]
+    assert index.remove(0, hashes(0)) == 1
+    assert depths(index, hashes(0, 1, 9)) == [0]
+
+
+def test_a_chain_that_branches():
+    index = isched.PrefixIndex(2)
+    index.insert(0, CHAIN)
+    index.insert(1, OTHER)
+    assert depths(index) == [5, 2]
+    assert depths(index, OTHER) == [2, 4]
+    assert len(index) == 7
+
+
+def test_inserting_twice_changes_nothing():
+    index = isched.PrefixIndex(1)
+    index.insert(0, CHAIN)
+    index.insert(0, CHAIN)
+    index.insert(0, CHAIN[:3])
+    assert depths(index) == [5] and index.blocks(0) == 5
+
+
+def test_what_is_behind_a_hole_does_not_count_until_it_is_back():
+    index = isched.PrefixIndex(2)
+    index.insert(0, CHAIN)
+    index.insert(1, CHAIN)
+    assert index.remove(0, CHAIN[1:3]) == 2
+    assert depths(index) == [1, 5] and index.blocks(0) == 3
+    index.insert_after(0, 101, CHAIN[1:2])
+    assert depths(index) == [2, 5]
+    index.insert_after(0, 102, CHAIN[2:3])
+    assert depths(index) == [5, 5]
+
+
+def test_a_block_that_nobody_holds_stays_known_while_one_behind_it_is_held():
+    index = isched.PrefixIndex(1)
+    index.insert(0, CHAIN)
+    index.remove(0, CHAIN[:4])
+    assert depths(index) == [0] and len(index) == 5
+    index.remove(0, CHAIN[4:])
+    assert depths(index) == [0] and len(index) == 0
+
+
+def test_blocks_before_start_are_known_and_not_held():
+    index = isched.PrefixIndex(1)
+    index.insert(0, CHAIN, start=3)
+    assert depths(index) == [0] and index.blocks(0) == 2 and len(index) == 5
+    index.insert(0, CHAIN[:3])
+    assert depths(index) == [5]
+    index.insert(0, OTHER, start=4)
+    assert len(index) == 5, "nothing held, nothing new known"
+
+
+def test_a_suffix_hangs_behind_its_parent():
+    index = isched.PrefixIndex(2)
+    index.insert(0, CHAIN[:2])
+    index.insert_after(0, 102, CHAIN[2:])
+    index.insert_after(1, 102, OTHER[2:])
+    assert depths(index) == [5, 0]
+    index.insert(1, CHAIN[:2])
+    assert depths(index, OTHER) == [2, 4]
+
+
+def test_an_unknown_parent_is_an_error_and_changes_nothing():
+    index = isched.PrefixIndex(1)
+    index.insert(0, CHAIN[:2])
+    with pytest.raises(isched.UnknownParentError, match="parent: got 999"):
+        index.insert_after(0, 999, CHAIN[2:])
+    with pytest.raises(isched.UnknownParentError):
+        index.insert_after(0, 103, hashes())
+    assert depths(index) == [2] and len(index) == 2
+
+
+def test_removing_what_is_not_there_is_counted_and_no_error():
+    index = isched.PrefixIndex(2)
+    index.insert(0, CHAIN[:2])
+    assert index.remove(1, CHAIN) == 0
+    assert index.remove(0, hashes(102, 102, 103, 7)) == 1
+    assert depths(index) == [1, 0]
+
+
+def test_clear_empties_one_endpoint():
+    index = isched.PrefixIndex(2)
+    index.insert(0, CHAIN)
+    index.insert(1, OTHER)
+    index.clear(0)
+    assert depths(index) == [0, 2] and index.blocks(0) == 0 and len(index) == 4
+    index.clear(0)
+    index.insert(0, CHAIN)
+    assert depths(index) == [5, 2]
+
+
+def test_grow_keeps_what_is_held():
+    index = isched.PrefixIndex(1)
+    index.insert(0, CHAIN)
+    index.grow(70)
+    index.insert(69, CHAIN[:3])
+    assert index.endpoints == 70
+    assert depths(index) == [5, *[0] * 68, 3]
+    with pytest.raises(isched.InvalidInputError, match="endpoints: got 69, allowed: an integer of at least 70"):
+        index.grow(69)
+
+
+def test_out_is_filled_and_returned():
+    index = isched.PrefixIndex(2)
+    index.insert(1, CHAIN)
+    out = np.full(2, 7, dtype=np.int32)
+    assert index.match(CHAIN, out) is out
+    assert out.tolist() == [0, 5]
+    assert index.match(CHAIN[:0], out).tolist() == [0, 0]
+
+
+def test_read_only_hashes_are_read():
+    chain = CHAIN.copy()
+    chain.setflags(write=False)
+    index = isched.PrefixIndex(1)
+    index.insert(0, chain)
+    assert index.match(chain[:3]).tolist() == [3]
+    index.insert_after(0, 105, hashes(106))
+    assert index.match(np.repeat(chain, 2)[::2]).tolist() == [5]
+    assert index.remove(0, chain) == 5
+
+
+def test_over_capacity_the_least_recent_goes_first_and_tails_before_heads():
+    index = isched.PrefixIndex(1, capacity=7)
+    index.insert(0, CHAIN)
+    index.insert(0, hashes(1, 2, 3))
+    assert depths(index) == [4] and depths(index, hashes(1, 2, 3)) == [3]
+    index.insert(0, CHAIN[:2])
+    index.insert(0, hashes(9, 8))
+    assert depths(index) == [2], "what was not touched again went first"
+    assert depths(index, hashes(1, 2, 3)) == [3]
+    index.insert(0, hashes(7, 6))
+    assert depths(index, hashes(1, 2, 3)) == [1]
+    assert index.blocks(0) == 7
+
+
+def test_a_chain_longer_than_the_capacity_keeps_its_head():
+    index = isched.PrefixIndex(2, capacity=3)
+    index.insert(1, hashes(1, 2))
+    index.insert(0, CHAIN)
+    assert depths(index) == [3, 0] and len(index) == 5 and index.blocks(0) == 3
+    index.insert(1, CHAIN)
+    assert depths(index) == [3, 3] and len(index) == 3, "nothing stale is left"
+
+
+def test_a_suffix_refreshes_what_is_before_it():
+    index = isched.PrefixIndex(1, capacity=6)
+    index.insert(0, CHAIN[:3])
+    index.insert(0, hashes(1, 2))
+    index.insert_after(0, 103, CHAIN[3:])
+    assert depths(index) == [5] and depths(index, hashes(1, 2)) == [1]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda i: i.insert(2, CHAIN), r"slot: got 2, allowed: an integer in \[0, 2\)"),
+        (lambda i: i.insert(-1, CHAIN), "slot: got -1"),
+        (lambda i: i.remove(2, CHAIN), "slot: got 2"),
+        (lambda i: i.clear(2), "slot: got 2"),
+        (lambda i: i.blocks(2), "slot: got 2"),
+        (lambda i: i.insert_after(2, 101, CHAIN[1:]), "slot: got 2"),
+        (lambda i: i.insert(0, CHAIN.astype(np.int64)), "hashes: got 'int64 of shape"),
+        (lambda i: i.insert(0, CHAIN.tolist()), "hashes: got 'list', allowed: a uint64 array of one dimension"),
+        (lambda i: i.match(CHAIN.reshape(1, -1)), "hashes: got 'uint64 of shape"),
+        (lambda i: i.remove(0, CHAIN.astype(float)), "hashes: got 'float64 of shape"),
+        (lambda i: i.insert(0, CHAIN, start=6), r"start: got 6, allowed: an integer in \[0, len\(hashes\) = 5\]"),
+        (lambda i: i.insert(0, CHAIN, start=-1), "start: got -1"),
+        (lambda i: i.match(CHAIN, np.zeros(3, dtype=np.int32)), r"out: got 'int32 of shape \(3,\)'"),
+        (lambda i: i.match(CHAIN, np.zeros(2)), "out: got 'float64 of shape"),
+        (lambda i: i.match(CHAIN, [0, 0]), "out: got 'list'"),
+        (lambda i: i.insert(0, hashes(7, 101)), "hashes: got 101, allowed: chained hashes"),
+        (lambda i: i.insert(0, hashes(7, 8, 7)), "hashes: got .*, allowed: chained hashes"),
+        (lambda i: i.insert_after(0, 102, hashes(101)), "hashes: got 101, allowed: chained hashes"),
+        (lambda i: isched.PrefixIndex(-1), "endpoints: got -1"),
+        (lambda i: isched.PrefixIndex(1, 0), "capacity: got 0, allowed: an integer of at least 1, or None"),
+    ],
+)
+def test_a_wrong_argument_is_named_and_nothing_has_changed(call, message):
+    index = isched.PrefixIndex(2)
+    index.insert(0, CHAIN[:3])
+    with pytest.raises(isched.InvalidInputError, match=message):
+        call(index)
+    assert depths(index) == [3, 0] and len(index) == 3
+
+
+# --- properties --------------------------------------------------------------------------------------------------
+
+
+def tree(widths, seed=0):
+    """Chains of a random tree of blocks: every path from a root is a chain whose hashes fit together."""
+    rng = np.random.default_rng(seed)
+    chains, fresh = [[]], iter(rng.permutation(2**20).tolist())
+    for length, branch, cut in widths:
+        base = chains[branch % len(chains)]
+        chains.append(base[: cut % (len(base) + 1)] + [next(fresh) for _ in range(length)])
+    return chains
+
+
+TREES = st.lists(st.tuples(st.integers(1, 12), st.integers(0, 50), st.integers(0, 40)), min_size=1, max_size=8).map(
+    tree
+)
+
+
+@given(chains=TREES, data=st.data())
+def test_inserting_and_matching_any_tree(chains, data):
+    index, twin = isched.PrefixIndex(4), naive_prefix.PrefixIndex(4)
+    for _ in range(data.draw(st.integers(1, 10))):
+        slot, chain = data.draw(st.integers(0, 3)), data.draw(st.sampled_from(chains))
+        chain = chain[: data.draw(st.integers(0, len(chain)))]
+        index.insert(slot, hashes(*chain))
+        twin.insert(slot, chain)
+    index.check()
+    for chain in chains:
+        assert index.match(hashes(*chain)).tolist() == twin.match(chain)
+
+
+class IndexMachine(RuleBasedStateMachine):
+    """Anything an engine or a router may do, in any order, against the twin; `check` after each step."""
+
+    @initialize(chains=TREES, capacity=st.none() | st.integers(1, 30), endpoints=st.integers(1, 3))
+    def begin(self, chains, capacity, endpoints):
+        self.chains = chains
+        self.blocks = sorted({block for chain in chains for block in chain})
+        self.index = isched.PrefixIndex(endpoints, capacity)
+        self.twin = naive_prefix.PrefixIndex(endpoints, capacity)
+
+    def slot(self, data):
+        return data.draw(st.integers(0, len(self.twin.held) - 1), "slot")
+
+    def chain(self, data):
+        chain = data.draw(st.sampled_from(self.chains), "chain")
+        return chain[: data.draw(st.integers(0, len(chain)), "length")]
+
+    @rule(data=st.data())
+    def insert(self, data):
+        slot, chain = self.slot(data), self.chain(data)
+        start = data.draw(st.just(0) | st.integers(0, len(chain)), "start")
+        self.index.insert(slot, hashes(*chain), start=start)
+        self.twin.insert(slot, chain, start)
+
+    @rule(data=st.data())
+    def insert_after(self, data):
+        slot, chain = self.slot(data), self.chain(data)
+        if not chain:
+            return
+        cut = data.draw(st.integers(1, len(chain)), "cut")
+        if chain[cut - 1] in self.twin.known():
+            self.index.insert_after(slot, chain[cut - 1], hashes(*chain[cut:]))
+            self.twin.insert_after(slot, chain[cut - 1], chain[cut:])
+        else:
+            with pytest.raises(isched.UnknownParentError):
+                self.index.insert_after(slot, chain[cut - 1], hashes(*chain[cut:]))
+
+    @rule(data=st.data())
+    def remove_some(self, data):
+        slot = self.slot(data)
+        gone = data.draw(st.lists(st.sampled_from(self.blocks), max_size=6), "gone")
+        assert self.index.remove(slot, hashes(*gone)) == self.twin.remove(slot, gone)
+
+    @rule(data=st.data())
+    def remove_a_piece_tail_first(self, data):
+        slot, chain = self.slot(data), self.chain(data)
+        gone = chain[data.draw(st.integers(0, len(chain)), "from") :][::-1]
+        assert self.index.remove(slot, hashes(*gone)) == self.twin.remove(slot, gone)
+
+    @rule(data=st.data())
+    def clear(self, data):
+        slot = self.slot(data)
+        self.index.clear(slot)
+        self.twin.clear(slot)
+
+    @precondition(lambda self: len(self.twin.held) < 20)
+    @rule(more=st.sampled_from([1, 2, 15]))
+    def grow(self, more):
+        self.index.grow(len(self.twin.held) + more)
+        self.twin.grow(len(self.twin.held) + more)
+
+    @invariant()
+    def agrees(self):
+        self.index.check()
+        assert len(self.index) == len(self.twin.known())
+        assert [self.index.blocks(i) for i in range(self.index.endpoints)] == [len(h) for h in self.twin.held]
+        for chain in self.chains:
+            assert self.index.match(hashes(*chain)).tolist() == self.twin.match(chain)
+
+
+TestIndexMachine = IndexMachine.TestCase
