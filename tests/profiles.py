@@ -33,8 +33,8 @@ def pools(draw):
             isched.KV_CACHE_USAGE: column(SHARES),
             isched.PREFIX_MATCH: column(SHARES),
             isched.PREFIX_TOKENS: column(COUNTS.map(lambda x: 64 * x) | st.just(float("nan"))),
-            isched.INFLIGHT_REQUESTS: column(COUNTS),
-            isched.INFLIGHT_TOKENS: column(COUNTS.map(lambda x: 100 * x)),
+            isched.INFLIGHT_REQUESTS: column(COUNTS | st.sampled_from([0.5, float("nan")])),
+            isched.INFLIGHT_TOKENS: column(COUNTS.map(lambda x: 100 * x) | st.just(float("nan"))),
             isched.LAST_PICKED: column(st.integers(-1, 3).map(float)),
             isched.LORA_ACTIVE: column(COUNTS),
             isched.LORA_WAITING: column(COUNTS),
@@ -49,19 +49,19 @@ class Foreign:
     """A scorer that is not the library's."""
 
     def score(self, request, endpoints, cycle):
-        return 1.0 / (1.0 + endpoints[isched.INFLIGHT_REQUESTS])
+        return 1.0 / (1.0 + isched.known(endpoints[isched.INFLIGHT_REQUESTS]))
 
 
-SCORERS = st.one_of(
+#: The scorers that are a formula of one snapshot's columns: all have a twin in the fused kernel.
+LOCAL_SCORERS = st.one_of(
     st.just(isched.QueueScorer()),
     st.just(isched.RunningRequestsScorer()),
     st.just(isched.KvCacheUtilizationScorer()),
     st.builds(isched.PrefixCacheScorer, st.sampled_from([0.0, 0.3, 1.0]), st.sampled_from([100.0, 8192.0])),
     st.builds(isched.TokenLoadScorer, st.sampled_from([300.0, 4194304.0])),
     st.builds(isched.ActiveRequestScorer, st.sampled_from([0.0, 1.0]), st.sampled_from([0.0, 0.5, 1.0])),
-    st.just(isched.LoraAffinityScorer()),
-    st.just(Foreign()),
 )
+SCORERS = st.one_of(LOCAL_SCORERS, st.just(isched.LoraAffinityScorer()), st.just(Foreign()))
 PICKERS = st.one_of(
     st.builds(isched.MaxScorePicker, st.integers(1, 3)),
     st.builds(isched.RandomPicker, st.integers(1, 3)),

@@ -215,8 +215,9 @@ def _label(plugin: object) -> str:
     """Return the plug-in's repr, without the parameters that were left as they come."""
     if not is_dataclass(plugin):
         return repr(plugin)
-    chosen = [(f.name, getattr(plugin, f.name)) for f in fields(plugin) if getattr(plugin, f.name) != f.default]
-    return f"{type(plugin).__name__}({', '.join(f'{name}={value!r}' for name, value in chosen)})"
+    told = {f.name: repr(getattr(plugin, f.name)) for f in fields(plugin) if f.repr}
+    chosen = [f"{f.name}={told[f.name]}" for f in fields(plugin) if f.name in told and told[f.name] != repr(f.default)]
+    return f"{type(plugin).__name__}({', '.join(chosen)})"
 
 
 def _labels(names: list[str]) -> tuple[str, ...]:
