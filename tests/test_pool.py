@@ -125,6 +125,21 @@ def test_slots_are_reused_and_generations_are_not():
         (lambda p: p.observe_all({isched.KV_CACHE_USAGE: np.array([0.2])}, now=0.5), isched.InvalidInputError, "now"),
         (lambda p: p.reserve("zz", request_id="r", now=2), isched.UnknownNameError, "zz"),
         (lambda p: p.reserve("a", request_id="r", tokens=-1, now=2), isched.InvalidInputError, "tokens"),
+        (lambda p: p.reserve("a", request_id="r", tokens=math.nan, now=2), isched.InvalidInputError, "tokens: got nan"),
+        (lambda p: p.reserve("a", request_id="r", tokens=1.5, now=2), isched.InvalidInputError, "tokens: got 1.5"),
+        (lambda p: p.reserve("a", request_id="r", context_tokens=-1, now=2), isched.InvalidInputError, "context_tok"),
+        (lambda p: p.reserve("a", request_id="r", now=math.nan), isched.InvalidInputError, "now: got nan"),
+        (lambda p: p.sweep(math.nan), isched.InvalidInputError, "now: got nan"),
+        (
+            lambda p: p.observe("a", {isched.WAITING_QUEUE_SIZE: 1}, now=2, adapters=isched.Adapters(capacity=-1)),
+            isched.InvalidInputError,
+            "adapters.capacity: got -1",
+        ),
+        (
+            lambda p: p.join("b", values={isched.WAITING_QUEUE_SIZE: 1}),
+            isched.InvalidInputError,
+            "waiting_queue_size: got 'a scraped signal', allowed: a static signal",
+        ),
         (lambda p: p.reserve("a", request_id="r", now=2, generation=99), isched.EndpointGoneError, "'a'"),
     ],
 )
@@ -229,12 +244,89 @@ def test_a_context_manager_settles_once():
     pool.check()
 
 
-def test_negative_progress_is_refused():
+@pytest.mark.parametrize(
+    ("event", "words"),
+    [
+        (lambda r: r.progress(-1, now=1.0), "tokens: got -1"),
+        (lambda r: r.progress(0.5, now=1.0), "tokens: got 0.5"),
+        (lambda r: r.progress(1, now=math.nan), "now: got nan"),
+        (lambda r: r.first_token(now=math.nan), "now: got nan"),
+        (lambda r: r.served_by("a", now=math.inf), "now: got inf"),
+        (lambda r: r.served_by("zz", now=1.0), "endpoint: got 'zz'"),
+        (lambda r: r.complete(now=math.nan), "now: got nan"),
+        (lambda r: r.fail(now=math.nan), "now: got nan"),
+    ],
+)
+def test_an_event_that_makes_no_sense_is_refused_and_nothing_changes(event, words):
     pool = pool_of("a")
-    reservation = pool.reserve("a", request_id="r", now=0.0)
-    with pytest.raises(isched.InvalidInputError, match="tokens: got -1"):
-        reservation.progress(-1, now=1.0)
+    reservation = pool.reserve("a", request_id="r", tokens=9, now=0.0)
+    before = pool.snapshot()
+    with pytest.raises(isched.InvalidInputError, match=words):
+        event(reservation)
+    assert pool.snapshot() is before and reservation.touched_at == 0.0 and reservation.settlement is None
     pool.check()
+
+
+def test_leaving_the_block_after_a_sweep_settles_nothing_twice():
+    pool = pool_of("a", reservation_ttl=10.0)
+    with pool.reserve("a", request_id="r", now=0.0) as reservation:
+        pool.sweep(99.0)
+    assert reservation.settlement.outcome == "expired" and pool.ledger().settled_requests == 1
+
+
+def test_masks_remember_no_word_of_a_client_s():
+    """Any client may ask for any adapter: what nobody has must leave no trace."""
+    pool = isched.InferencePool()
+    pool.join("a", labels={"zone": "eu"})
+    pool.observe("a", {}, now=0.0, adapters=isched.Adapters(frozenset({"x"}), frozenset({"y"}), 2))
+    endpoints = pool.snapshot()
+    for i in range(50):
+        for mask in (endpoints.hosts(f"x{i}"), endpoints.awaits(f"x{i}"), endpoints.label("zone", f"x{i}")):
+            assert mask.tolist() == [False]
+    masks = (endpoints.hosts("x"), endpoints.awaits("y"), endpoints.label("zone", "eu"))
+    for mask, kept in zip(
+        masks,
+        (endpoints._residency._running, endpoints._residency._waiting, endpoints.members._labels),
+        strict=True,
+    ):
+        assert mask.tolist() == [True] and len(kept._masks) == 1
+        with pytest.raises(ValueError, match="read-only"):
+            mask[0] = False
+
+
+def test_a_column_is_checked_against_its_signal():
+    endpoints = pool_of("a", "b").snapshot()
+    for column, words in (
+        ([0.5, 1.5], r"kv_cache_usage: got .1\.5 for .*'b.*, allowed: 0.0 to 1.0"),
+        ([math.inf, 0.5], "inf for 'a'"),
+        (["x", "y"], "kv_cache_usage"),
+        ([[0.5, 0.5]], "shape"),
+    ):
+        with pytest.raises(isched.InvalidInputError, match=words):
+            endpoints.with_columns({isched.KV_CACHE_USAGE: column})
+    mixed = endpoints.with_columns({isched.KV_CACHE_USAGE: [math.nan, 1]})
+    assert math.isnan(mixed[isched.KV_CACHE_USAGE][0]) and mixed[isched.KV_CACHE_USAGE][1] == 1.0
+
+
+def test_observing_a_column_of_nothing_known():
+    pool = pool_of("a", "b")
+    pool.observe_all({isched.KV_CACHE_USAGE: np.full(2, math.nan)}, now=1.0)
+    assert np.isnan(pool.snapshot()[isched.KV_CACHE_USAGE]).all()
+    with pytest.raises(isched.InvalidInputError, match="inf"):
+        pool.observe_all({isched.WAITING_QUEUE_SIZE: np.array([1.0, math.inf])}, now=2.0)
+    pool_of().observe_all({isched.KV_CACHE_USAGE: np.empty(0)}, now=1.0)
+
+
+def test_age_and_the_oldest():
+    pool = pool_of("a", "b", "c")
+    pool.observe("a", {}, now=3.0)
+    pool.observe("b", {}, now=5.0)
+    endpoints = pool.snapshot()
+    assert endpoints.age(7.0).tolist() == [4.0, 2.0, math.inf]
+    assert endpoints.oldest == (-math.inf, 3.0)
+    assert endpoints.where(np.array([False, True, False])).oldest == (5.0, 5.0)
+    assert endpoints.where(np.array([False, False, True])).oldest == (-math.inf, math.inf)
+    assert [endpoints.stay(i) for i in range(3)] == [(0, 1), (1, 2), (2, 3)]
 
 
 def test_ten_threads_lose_nothing():
@@ -344,6 +436,14 @@ class PoolMachine(RuleBasedStateMachine):
         else:
             with pytest.raises(isched.ReservationError):
                 settle(now=self.now)
+
+    @precondition(lambda self: self.books.names)
+    @rule(data=st.data(), tokens=st.integers(0, 1000))
+    def reserve_and_withdraw(self, data, tokens):
+        name = data.draw(st.sampled_from(self.books.names))
+        before = self.pool.snapshot().matrix.tobytes(), self.pool.ledger()
+        self.pool.withdraw(self.pool.reserve(name, request_id="r", tokens=tokens, now=self.now))
+        assert (self.pool.snapshot().matrix.tobytes(), self.pool.ledger()) == before
 
     @rule()
     def sweep(self):

@@ -421,6 +421,58 @@ def test_explain_tells_what_schedule_does():
     assert said.to_dict()["candidates"][0]["age"] == 1.0
 
 
+def both_profiles():
+    """`first` by queue, `second` by free KV behind a filter; the second's answer counts."""
+    limit = isched.UtilizationFilter(((isched.RUNNING_REQUESTS, 50.0),))
+    queue, usage = (
+        (isched.WeightedScorer(scorer),) for scorer in (isched.QueueScorer(), isched.KvCacheUtilizationScorer())
+    )
+    return {
+        "first": isched.SchedulingProfile(isched.RandomPicker(), queue),
+        "second": isched.SchedulingProfile(isched.RandomPicker(), usage, (limit,)),
+    }
+
+
+def test_explain_walks_with_the_handler():
+    """The second profile's draw comes after the first's, in `explain` as in `schedule`."""
+    pool = pool_of(9)
+    pool.observe_all({isched.RUNNING_REQUESTS: np.zeros(9), isched.KV_CACHE_USAGE: np.arange(9) / 9}, now=0.0)
+    scheduler = isched.Scheduler(both_profiles(), handler=Both())
+    for seed in range(20):
+        result = scheduler.schedule(REQUEST, pool.snapshot(), now=0.0, rng=rng(seed))
+        said = isched.explain(scheduler, REQUEST, pool.snapshot(), now=0.0, rng=rng(seed))
+        assert (said.profile, said.picked) == ("second", (result.endpoint,))
+        first = isched.explain(scheduler, REQUEST, pool.snapshot(), now=0.0, rng=rng(seed), profile="first")
+        assert first.picked == (result.profiles["first"].target.endpoint,)
+
+
+def test_explain_of_a_profile_that_failed_or_did_not_run():
+    pool = pool_of(2)  # nothing is known of their running requests: the filter keeps nobody
+    scheduler = isched.Scheduler(both_profiles(), handler=Both())
+    for asked in (None, "second"):
+        with pytest.raises(isched.FilteredOutError, match="ep-0: UtilizationFilter.*; ep-1"):
+            isched.explain(scheduler, REQUEST, pool.snapshot(), now=0.0, rng=rng(), profile=asked)
+    with pytest.raises(isched.FilteredOutError, match="primary"):
+        isched.explain(scheduler, REQUEST, pool.snapshot(), now=0.0, rng=rng(), profile="first")
+
+    class OnlyFirst(Both):
+        def pick(self, request, profiles, results, cycle):
+            return {} if results else {"first": profiles["first"]}
+
+        def process_results(self, request, results, cycle):
+            return isched.SchedulingResult(request, "first", dict(results))
+
+    lazy = isched.Scheduler(both_profiles(), handler=OnlyFirst())
+    with pytest.raises(isched.UnknownNameError, match="one that ran for 'r': first"):
+        isched.explain(lazy, REQUEST, pool.snapshot(), now=0.0, rng=rng(), profile="second")
+
+
+def test_explain_names_scorers_by_what_was_chosen():
+    scorers = (isched.PrefixCacheScorer(0.3), isched.QueueScorer(), isched.QueueScorer())
+    said = isched.explain(scheduler_of(*scorers), REQUEST, pool_of(2).snapshot(), now=0.0, rng=rng())
+    assert said.scorers == ("PrefixCacheScorer(match_length_weight=0.3)", "QueueScorer() #1", "QueueScorer() #2")
+
+
 def test_explain_refuses_as_schedule_does():
     pool = pool_of(1)
     limit = isched.UtilizationFilter(((isched.RUNNING_REQUESTS, 50.0),))
