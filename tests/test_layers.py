@@ -72,6 +72,7 @@ IMPURE = {
 
 #: Who may all the same, and why: module pattern, what it imports, the reason.
 ALLOWED = (
+    ("_kernels._compile", "pathlib", "reads the package's own sources, to key the disk cache of compiled kernels"),
     ("adapters.*", "*", "adapters bring the world in"),
     ("cli", "*", "the command line is a program"),
     ("flowcontrol.aio", "asyncio", "the shell of the controller for asyncio"),

@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Callable
-from dataclasses import fields
 from functools import wraps
 from math import isfinite
 from pathlib import Path
@@ -19,19 +18,24 @@ from inferencesched.simulator import (
     POLICIES,
     Cluster,
     EngineConfig,
-    Policy,
     Replay,
     Run,
     Simulation,
     Workload,
     generate,
-    policy as policy_named,
     read_trace,
-    simulate as replay_trace,
-    timing as timing_named,
+    report,
 )
 from inferencesched.simulator import compare as compare_policies
-from inferencesched.simulator import report
+from inferencesched.simulator import (
+    policy as policy_named,
+)
+from inferencesched.simulator import (
+    simulate as replay_trace,
+)
+from inferencesched.simulator import (
+    timing as timing_named,
+)
 
 _errors = Console(stderr=True, highlight=False)
 

@@ -6,16 +6,20 @@ Rules of the cellar:
 * a kernel is a plain function: arrays and scalars in, arrays and scalars out;
 * never ``fastmath``: under it ``x != x`` is false for NaN, and a broken scorer could win unseen;
 * no explicit signatures (a read-only array is another numba type), so callers coerce dtypes;
-* no kernel calls a kernel of another module: numba's disk cache does not see edits in other files. The instructions
-  at the end of this module, which Python has no operator for, are the exception: they never change.
+* a kernel may call a kernel of another module of this package, and only of this one: the disk cache is keyed by all
+  its sources, where numba's own sees edits in a kernel's own file alone.
 """
 
+import hashlib
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
 
 import numba
 import numpy as np
 from numba.core import types
+from numba.core.caching import FunctionCache
 from numba.extending import intrinsic
 
 P = ParamSpec("P")
@@ -27,12 +31,29 @@ KERNELS: dict[str, Any] = {}
 OPTIONS = {"nogil": True, "fastmath": False, "boundscheck": False, "error_model": "numpy"}
 
 
+def _sources() -> str:
+    """Return a digest of every source of this package."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+_SOURCES = _sources()
+
+
+class _Cache(FunctionCache):  # type: ignore[misc]  # numba is untyped
+    """numba's disk cache, keyed by all sources of this package."""
+
+    def _index_key(self, signature: Any, codegen: Any) -> tuple[Any, ...]:
+        return (*super()._index_key(signature, codegen), _SOURCES)
+
+
 def kernel(function: Callable[P, R]) -> Callable[P, R]:
     """Compile lazily, cached on disk where a directory is writable and in memory where none is."""
-    try:
-        compiled = numba.njit(cache=True, **OPTIONS)(function)
-    except RuntimeError:  # numba found no writable place for its cache: a read-only install
-        compiled = numba.njit(cache=False, **OPTIONS)(function)
+    compiled = numba.njit(**OPTIONS)(function)
+    with suppress(RuntimeError):  # numba finds no writable place for its cache: a read-only install
+        compiled._cache = _Cache(function)  # what `cache=True` does, with our key
     KERNELS[f"{function.__module__}.{function.__qualname__}"] = compiled
     return cast(Callable[P, R], compiled)
 

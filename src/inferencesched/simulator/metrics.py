@@ -31,9 +31,10 @@ def _percentiles(name: str, values: FloatArray, points: tuple[int, ...]) -> dict
 def summarise(workload: Workload, fleet: Fleet) -> Mapping[str, float]:
     """What are the figures of this drained fleet?
 
-    Keys as in Dynamo's replay reports: ``completed``, ``offered_rps`` (arrivals per second), ``rps`` and ``out_tps`` (per second, from the first arrival to
-    the last token), ``hit`` (share of prompt tokens found cached, re-admissions after preemption included) and
-    ``hit_first`` (without them), ``ttft_*``, ``tpot_*``, ``itl_*``, ``e2e_*``, ``readmissions``,
+    Keys as in Dynamo's replay reports: ``completed``, ``offered_rps`` (arrivals per second), ``rps`` and ``out_tps`` (per
+    second, from the first arrival to the last token), ``hit`` (share of prompt tokens found cached, re-admissions after
+    preemption included) and ``hit_first`` (without them), ``ttft_*``, ``tpot_*``, ``itl_*``, ``e2e_*``,
+    ``readmissions``, ``regret_blocks`` (cached blocks on the best server beyond those on the chosen one, summed),
     ``goodput_requests``. Requests that never finished are left out of all but ``hit``.
     """
     done = ~np.isnan(fleet.finish)
@@ -61,5 +62,6 @@ def summarise(workload: Workload, fleet: Fleet) -> Mapping[str, float]:
     figures |= {"itl_mean": itl_mean, "itl_p50": itl_p50, "itl_p99": itl_p99}
     figures |= _percentiles("e2e", e2e, (50, 90, 99))
     figures["readmissions"] = int(fleet.preemptions.sum())
+    figures["regret_blocks"] = fleet.regret_blocks
     figures["goodput_requests"] = int(((ttft <= GOOD_TTFT_MS) & (per_token <= GOOD_TPOT_MS)).sum())
     return figures

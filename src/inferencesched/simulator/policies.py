@@ -59,8 +59,8 @@ class RolloutProducer:
     def produce(self, request: InferenceRequest, endpoints: Endpoints, cycle: CycleState) -> Produced[None]:
         """Return the cost by endpoint; the request's id is its place in the trace."""
         now = cycle.now * 1e3
-        outcome = self.fleet.rollout(int(request.request_id), now)[endpoints.slots]
-        return Produced({ROLLOUT_COST: outcome[:, 1] - now + outcome[:, 2]}, None)
+        outcome = self.fleet.rollout(int(request.request_id), now)
+        return Produced({ROLLOUT_COST: (outcome.finish - now + outcome.delay)[endpoints.slots]}, None)
 
     def commit(self, receipt: None, slot: int, *, now: float) -> None:
         """Nothing to learn: it looks afresh every time."""

@@ -27,7 +27,11 @@ COLUMNS: Final = (
 )
 
 #: Curves of the picture: key and title.
-PANELS: Final = (("ttft_mean", "Time to first token, mean"), ("ttft_p99", "Time to first token, p99"), ("e2e_mean", "End to end, mean"))
+PANELS: Final = (
+    ("ttft_mean", "Time to first token, mean"),
+    ("ttft_p99", "Time to first token, p99"),
+    ("e2e_mean", "End to end, mean"),
+)
 
 # Okabe and Ito's palette: told apart by colour-blind readers, too
 _COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -36,7 +40,9 @@ _COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4
 def table(runs: Sequence[Run], *, title: str, load: float = 1.0) -> Table:
     """Which policy did how well at one load? The best of each column, floor and ceiling aside, is bold."""
     shown = [run.replay for run in runs if run.load == load]
-    grid = Table(title=title, caption=_caption({replay.policy for replay in shown}), title_justify="left", caption_justify="left")
+    grid = Table(
+        title=title, caption=_caption({replay.policy for replay in shown}), title_justify="left", caption_justify="left"
+    )
     grid.add_column("policy", no_wrap=True)
     for _, heading, _, _ in COLUMNS:
         grid.add_column(heading, justify="right", no_wrap=True)
@@ -59,7 +65,9 @@ def table(runs: Sequence[Run], *, title: str, load: float = 1.0) -> Table:
 
 
 def _caption(policies: set[str]) -> str:
-    notes = ["Times in ms. hit: share of prompt tokens found cached. good: requests with TTFT <= 2 s and TPOT <= 25 ms."]
+    notes = [
+        "Times in ms. hit: share of prompt tokens found cached. good: requests with TTFT <= 2 s and TPOT <= 25 ms."
+    ]
     if CEILING in policies:
         notes.append(f"{CEILING}: fresh state, true lengths, one-step roll-out; a strong reference, not a bound.")
     missing = [name for name in (FLOOR, CEILING) if name not in policies]
@@ -76,14 +84,18 @@ def picture(runs: Sequence[Run], path: str | Path, *, title: str) -> Path:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with mpl.rc_context({"svg.hashsalt": "inferencesched", "font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
+    with mpl.rc_context(
+        {"svg.hashsalt": "inferencesched", "font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
+    ):
         figure = Figure(figsize=(13, 4.6), layout="constrained")
         axes = figure.subplots(1, len(PANELS))
         names = list(dict.fromkeys(run.replay.policy for run in runs))
         for panel, (key, heading) in zip(axes, PANELS, strict=True):
             for i, name in enumerate(names):
                 points = sorted(
-                    (run.replay.figures["offered_rps"], run.replay.figures[key]) for run in runs if run.replay.policy == name
+                    (run.replay.figures["offered_rps"], run.replay.figures[key])
+                    for run in runs
+                    if run.replay.policy == name
                 )
                 style = {FLOOR: ":", CEILING: "--"}.get(name, "-")
                 panel.plot(

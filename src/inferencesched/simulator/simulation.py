@@ -106,10 +106,10 @@ class Simulation:
         streams = np.random.SeedSequence(cluster.seed).spawn(2)
         self.rng = np.random.default_rng(streams[0])
         self._phase = np.random.default_rng(streams[1]).random(cluster.servers) * cluster.scrape_ms
-        self._scraped = np.full(cluster.servers, -inf)
-        self._signals = np.full((3, cluster.servers), np.nan)
+        self._scraped: FloatArray = np.full(cluster.servers, -inf)
         self._hashes = workload.block_hashes()
         self._inputs: list[int] = workload.input_tokens.tolist()
+        self._outputs: list[int] = workload.output_tokens.tolist()
         self._arrival: list[float] = workload.arrival.tolist()
         self._bounds: list[int] = workload.offsets.tolist()
         self._clock = -1.0
@@ -130,11 +130,10 @@ class Simulation:
         place = self.decided
         now = self._arrival[place]
         if now > self._clock:
-            if self.policy.scrapes:
-                self._scrape(now)
-            self._deliver(self.fleet.advance(now))
-            if self.policy.scrapes and not self.cluster.scrape_ms:
-                self._read_all(now)
+            ticks = self._ticks(now) if self.policy.scrapes else None
+            self._deliver(self.fleet.advance(now, ticks))
+            if ticks is not None:
+                self._observe(ticks)
             self._clock = now
         return self.request(place), now
 
@@ -158,43 +157,32 @@ class Simulation:
         """Tell the reservations what their servers did."""
         if not len(events.time):
             return
-        for time, kind, place in zip(
-            events.time.tolist(), events.kind.tolist(), events.request.tolist(), strict=True
-        ):
+        for time, kind, place in zip(events.time.tolist(), events.kind.tolist(), events.request.tolist(), strict=True):
             reservation = self.reservations[place]
             assert reservation is not None
             if kind == FIRST_TOKEN:
                 reservation.first_token(now=time / 1e3)
             else:
-                reservation.complete(Usage(input_tokens=self._inputs[place]), now=time / 1e3)
+                usage = Usage(self._inputs[place], self._outputs[place], int(self.fleet.cached_tokens[place]))
+                reservation.complete(usage, now=time / 1e3)
 
-    def _scrape(self, now: float) -> None:
-        """Read each server at its own last tick before `now`; what happens up to then is delivered on the way."""
+    def _ticks(self, now: float) -> FloatArray:
+        """Return when each server was last read before `now`, float64[S] ms; NaN where that was delivered before."""
         interval = self.cluster.scrape_ms
         if not interval:
+            return np.full(self.cluster.servers, now)
+        ticks: FloatArray = np.floor((now - self._phase) / interval) * interval + self._phase
+        return np.where((ticks > self._scraped) & (ticks >= 0.0), ticks, np.nan)
+
+    def _observe(self, ticks: FloatArray) -> None:
+        """Tell the pool what the servers said at these times; of those never read it keeps knowing nothing."""
+        if np.isnan(ticks).all():
             return
-        ticks = np.floor((now - self._phase) / interval) * interval + self._phase
-        due = [i for i in np.argsort(ticks, kind="stable").tolist() if ticks[i] > self._scraped[i] and ticks[i] >= 0.0]
-        for server in due:
-            self._deliver(self.fleet.advance(float(ticks[server])))
-            self._signals[:, server] = self.fleet.signals()[:, server]
-            self._scraped[server] = ticks[server]
-        if due:
-            self._observe()
-
-    def _read_all(self, now: float) -> None:
-        self._signals = self.fleet.signals().copy()
-        self._scraped[:] = now
-        self._observe()
-
-    def _observe(self) -> None:
-        for server in np.flatnonzero(self._scraped > -inf).tolist():
-            waiting, running, usage = self._signals[:, server].tolist()
-            self.pool.observe(
-                f"server-{server}",
-                {WAITING_QUEUE_SIZE: waiting, RUNNING_REQUESTS: running, KV_CACHE_USAGE: usage},
-                now=float(self._scraped[server]) / 1e3,
-            )
+        self._scraped = np.where(np.isnan(ticks), self._scraped, ticks)
+        waiting, running, usage = self.fleet.signals
+        self.pool.observe_all(
+            {WAITING_QUEUE_SIZE: waiting, RUNNING_REQUESTS: running, KV_CACHE_USAGE: usage}, now=self._scraped / 1e3
+        )
 
 
 def simulate(

@@ -154,7 +154,9 @@ class _Rows:
         self.output_tokens: list[int] = []
         self.blocks: list[list[int]] = []
 
-    def add(self, line: int, time: float, inputs: int, outputs: int, blocks: list[int], names: tuple[str, str, str]) -> None:
+    def add(
+        self, line: int, time: float, inputs: int, outputs: int, blocks: list[int], names: tuple[str, str, str]
+    ) -> None:
         last = self.arrival[-1] if self.arrival else 0.0
         if not (isfinite(time) and time >= last):
             raise self.error(line, names[0], time, f"ms of at least {last}: a trace does not go back in time")
@@ -171,7 +173,12 @@ class _Rows:
 
     def workload(self) -> Workload:
         return Workload.of(
-            Path(self.path).stem, self.arrival, self.input_tokens, self.output_tokens, self.blocks, block_size=self.block_size
+            Path(self.path).stem,
+            self.arrival,
+            self.input_tokens,
+            self.output_tokens,
+            self.blocks,
+            block_size=self.block_size,
         )
 
     def error(self, line: int, parameter: str, value: object, allowed: str) -> TraceError:
@@ -211,7 +218,7 @@ def read_azure(path: str | Path) -> Workload:
     """
     rows = _Rows(str(path), MOONCAKE_BLOCK)
     names = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
-    start: datetime | None = None
+    origin: tuple[datetime, float] | None = None  # whole seconds and their fraction, which has seven digits
     with open(path, encoding="utf-8", newline="") as file:
         for number, line in enumerate(file, 1):
             fields = [field.strip() for field in line.split(",")]
@@ -235,10 +242,8 @@ def read_azure(path: str | Path) -> Workload:
                 if not text.lstrip("-").isdecimal():
                     raise rows.error(number, name, text, "an integer")
                 values.append(int(text))
-            start = seconds if start is None else start
-            if not rows.arrival:
-                first = part
-            time = ((seconds - start).total_seconds() + (part - first)) * 1e3
+            origin = (seconds, part) if origin is None else origin
+            time = ((seconds - origin[0]).total_seconds() + (part - origin[1])) * 1e3
             rows.add(number, time, values[0], values[1], [], names)
     return rows.workload()
 

@@ -1,0 +1,349 @@
+"""A simulated server's engine, iteration by iteration: continuous batching, chunked prefill, preemption.
+
+The rules are those of vLLM's first-generation scheduler as Dynamo's mocker has them; replays agree with the mocker's.
+"""
+
+import numpy as np
+
+from inferencesched._kernels._compile import kernel
+from inferencesched._kernels.kvcache import block_ident, extend, find_block, hold, release, shortfall
+from inferencesched._kernels.serving_state import (
+    BLOCK_SIZE,
+    CACHED,
+    CACHED_ALL,
+    CACHING,
+    CHUNK,
+    COMPUTED,
+    END,
+    EVENTS,
+    EVICTABLE,
+    FINISH,
+    FINISH_EVENT,
+    FIRST_TOKEN,
+    FREE,
+    GAPS,
+    GENERATED,
+    HELD,
+    INPUT,
+    LAST_TOKEN,
+    MAX_SEQUENCES,
+    MAX_TOKENS,
+    NEXT,
+    OUTPUT,
+    PASSES,
+    POLYNOMIAL,
+    PREEMPTIONS,
+    PREFILLING,
+    PROMPT_ALL,
+    READY,
+    REFERENCES,
+    RUNNING,
+    SERVER,
+    TIMING,
+    TOKEN_EVENT,
+    TOP,
+    WAIT_HEAD,
+    WAIT_TAIL,
+    WAITING,
+    State,
+)
+from inferencesched._typing import FloatArray, IntArray
+
+
+@kernel
+def step_time(
+    config: IntArray, timing: FloatArray, capacity: int, prefills: int, ends: int, starts: int, tokens: int,
+    pairs: float, context: int, decodes: int
+) -> float:  # fmt: skip
+    """Return how long a pass takes, ms.
+
+    prefills: chunks, which end and start at positions that sum to `ends` and `starts`; tokens: all new ones; pairs:
+    query-key pairs of the chunks; context: tokens that the decodes attend to; capacity: the server's KV tokens.
+    """
+    if config[TIMING] == POLYNOMIAL:  # prefill a2, a1, a0, decode d2, d1, d0, least decode time
+        took = 0.0
+        if prefills > 0:
+            # whole-number means, as the mocker takes them: without the truncation replays differ
+            new = float(prefills * (ends // prefills - starts // prefills))
+            took += (timing[0] * new + timing[1]) * new + timing[2]
+        if decodes > 0:
+            share = min(1.0, context / capacity)
+            took += max(timing[6], (timing[3] * share + timing[4]) * share + timing[5])
+        return took
+    # CLOSED_FORM: c0, w, b, a, k, r
+    weights, compute = timing[1], timing[2] * tokens
+    either = (weights**4 + compute**4) ** 0.25
+    return float(timing[0] + either + timing[3] * pairs + timing[4] * context + timing[5] * decodes)
+
+
+@kernel
+def _begin(state: State, now: float, s: int) -> None:
+    """Schedule one pass of server s at `now`, and say when it ends."""
+    requests, servers, clocks, queue, nodes = state.requests, state.servers, state.clocks, state.queue, state.nodes
+    table, blocks, tally, config, timing = state.table, state.blocks, state.tally, state.config, state.timing
+    size, budget = int(config[BLOCK_SIZE]), int(config[MAX_TOKENS])
+    prefills, ends, starts, tokens, context, decodes = 0, 0, 0, 0, 0, 0
+    pairs = 0.0
+    preempted = False
+    r = 0
+    while r < servers[s, RUNNING]:
+        i = int(queue[s, r])
+        known, computed = int(requests[i, INPUT] + requests[i, GENERATED]), int(requests[i, COMPUTED])
+        chunk = min(known - computed, budget)
+        requests[i, CHUNK] = 0
+        r += 1
+        if chunk == 0:
+            continue
+        gone = False
+        while not gone and shortfall(requests, servers, nodes, table, blocks, s, i, computed + chunk, size):
+            # last in, first out; its generated tokens stay, to be computed again as prompt
+            servers[s, RUNNING] -= 1
+            victim = int(queue[s, servers[s, RUNNING]])
+            release(requests, servers, nodes, table, blocks, s, victim, size)
+            requests[victim, COMPUTED] = 0
+            requests[victim, CHUNK] = 0
+            requests[victim, PREEMPTIONS] += 1
+            requests[victim, NEXT] = servers[s, WAIT_HEAD]
+            servers[s, WAIT_HEAD] = victim
+            if servers[s, WAIT_TAIL] < 0:
+                servers[s, WAIT_TAIL] = victim
+            servers[s, WAITING] += 1
+            preempted = True
+            gone = victim == i
+        if gone:
+            break
+        extend(requests, servers, nodes, table, blocks, tally, s, i, computed + chunk, size)
+        requests[i, CHUNK] = chunk
+        budget -= chunk
+        tokens += chunk
+        if requests[i, PREFILLING]:
+            prefills += 1
+            ends += computed + chunk
+            starts += computed
+            pairs += chunk * (computed + chunk / 2.0)
+        else:
+            decodes += 1
+            context += known
+    while not preempted and budget > 0 and servers[s, RUNNING] < config[MAX_SEQUENCES] and servers[s, WAIT_HEAD] >= 0:
+        i = int(servers[s, WAIT_HEAD])
+        known = int(requests[i, INPUT] + requests[i, GENERATED])
+        hits, revived = 0, 0
+        if config[CACHING]:
+            # at least one token is computed, whatever is cached
+            for j in range((known - 1) // size):
+                node = find_block(table, s, block_ident(requests, blocks, i, j))
+                if node < 0:
+                    break
+                hits += 1
+                revived += nodes[s, node, REFERENCES] == 0
+        if (known + size - 1) // size - hits > servers[s, FREE] + servers[s, EVICTABLE] - revived:
+            break  # nobody overtakes the head of the line
+        servers[s, WAIT_HEAD] = requests[i, NEXT]
+        if servers[s, WAIT_HEAD] < 0:
+            servers[s, WAIT_TAIL] = -1
+        servers[s, WAITING] -= 1
+        for j in range(hits):
+            hold(servers, nodes, s, find_block(table, s, block_ident(requests, blocks, i, j)))
+        cached = hits * size
+        if requests[i, PROMPT_ALL] == 0:
+            requests[i, CACHED] = cached
+        requests[i, CACHED_ALL] += cached
+        requests[i, PROMPT_ALL] += known
+        chunk = min(known - cached, budget)
+        requests[i, COMPUTED] = cached
+        requests[i, HELD] = hits
+        extend(requests, servers, nodes, table, blocks, tally, s, i, cached + chunk, size)
+        requests[i, CHUNK] = chunk
+        requests[i, PREFILLING] = 1
+        queue[s, servers[s, RUNNING]] = i
+        servers[s, RUNNING] += 1
+        budget -= chunk
+        tokens += chunk
+        prefills += 1
+        ends += cached + chunk
+        starts += cached
+        pairs += chunk * (cached + chunk / 2.0)
+    clocks[s, END] = now + step_time(
+        config, timing, nodes.shape[1] * size, prefills, ends, starts, tokens, pairs, context, decodes
+    )
+    tally[PASSES] += 1
+
+
+@kernel
+def _end(state: State, s: int) -> None:
+    """End the pass of server s: everybody whose known tokens are computed gets one more."""
+    requests, times, servers, clocks, queue = state.requests, state.times, state.servers, state.clocks, state.queue
+    nodes, table, blocks, events, kinds = state.nodes, state.table, state.blocks, state.events, state.kinds
+    gaps, tally, config = state.gaps, state.tally, state.config
+    now = clocks[s, END]
+    kept = 0
+    gap, alike = -1.0, 0
+    for r in range(servers[s, RUNNING]):
+        i = int(queue[s, r])
+        requests[i, COMPUTED] += requests[i, CHUNK]
+        finished = False
+        if requests[i, CHUNK] > 0 and requests[i, COMPUTED] == requests[i, INPUT] + requests[i, GENERATED]:
+            requests[i, GENERATED] += 1
+            requests[i, PREFILLING] = 0
+            if times[i, FIRST_TOKEN] != times[i, FIRST_TOKEN]:
+                times[i, FIRST_TOKEN] = now
+                events[0, tally[EVENTS]] = now
+                events[1, tally[EVENTS]] = i
+                kinds[tally[EVENTS]] = TOKEN_EVENT
+                tally[EVENTS] += 1
+            else:
+                since = now - times[i, LAST_TOKEN]
+                if since != gap:
+                    if alike > 0:
+                        gaps[0, tally[GAPS]] = gap
+                        gaps[1, tally[GAPS]] = alike
+                        tally[GAPS] += 1
+                    gap, alike = since, 0
+                alike += 1
+            times[i, LAST_TOKEN] = now
+            finished = requests[i, GENERATED] >= requests[i, OUTPUT]
+        requests[i, CHUNK] = 0
+        if finished:
+            times[i, FINISH] = now
+            events[0, tally[EVENTS]] = now
+            events[1, tally[EVENTS]] = i
+            kinds[tally[EVENTS]] = FINISH_EVENT
+            tally[EVENTS] += 1
+            release(requests, servers, nodes, table, blocks, s, i, int(config[BLOCK_SIZE]))
+        else:
+            queue[s, kept] = i
+            kept += 1
+    if alike > 0:
+        gaps[0, tally[GAPS]] = gap
+        gaps[1, tally[GAPS]] = alike
+        tally[GAPS] += 1
+    servers[s, RUNNING] = kept
+    clocks[s, READY] = now if kept > 0 or servers[s, WAITING] > 0 else np.inf
+    clocks[s, END] = np.inf
+
+
+@kernel
+def _decode_on(state: State, s: int, limit: float) -> None:
+    """Make the next passes of server s at once, as long as they only decode: nobody comes, ends, or needs a block.
+
+    Equal to `_begin` and `_end`, bit for bit: the same sums in the same order.
+    """
+    requests, times, servers, clocks, queue = state.requests, state.times, state.servers, state.clocks, state.queue
+    nodes, gaps, tally, config, timing = state.nodes, state.gaps, state.tally, state.config, state.timing
+    now, running = clocks[s, READY], servers[s, RUNNING]
+    if servers[s, WAITING] > 0 or running > config[MAX_TOKENS]:
+        return
+    passes, context = 1 << 62, 0
+    for r in range(running):
+        i = queue[s, r]
+        if requests[i, PREFILLING] or times[i, LAST_TOKEN] != now:
+            return
+        room = requests[i, HELD] * config[BLOCK_SIZE] - requests[i, COMPUTED] - 1
+        passes = min(passes, requests[i, OUTPUT] - requests[i, GENERATED] - 1, room)
+        context += requests[i, INPUT] + requests[i, GENERATED]
+    made, capacity = 0, nodes.shape[1] * config[BLOCK_SIZE]
+    while made < passes and now < limit:
+        end = now + step_time(config, timing, capacity, 0, 0, 0, running, 0.0, context, running)
+        if end > limit:
+            break
+        gaps[0, tally[GAPS]] = end - now
+        gaps[1, tally[GAPS]] = running
+        tally[GAPS] += 1
+        context += running
+        now = end
+        made += 1
+    if made == 0:
+        return
+    tally[PASSES] += made
+    clocks[s, READY] = now
+    for r in range(running):
+        i = queue[s, r]
+        requests[i, GENERATED] += made
+        requests[i, COMPUTED] += made
+        times[i, LAST_TOKEN] = now
+
+
+@kernel
+def advance(state: State, until: float, samples: FloatArray, signals: FloatArray) -> None:
+    """Run every server up to `until`: passes that start before it, and what ends by then.
+
+    A pass never starts at `until` itself, so that all that arrives then is waiting when it does. samples float64[S]: when
+    each server's signals are read on the way (NaN: not); signals float64[3, S]: waiting, running, share of blocks held.
+    """
+    servers, clocks, blocks = state.servers, state.clocks, state.nodes.shape[1]
+    for s in range(servers.shape[0]):
+        stop = samples[s]
+        sampling = stop == stop
+        while True:
+            limit = stop if sampling else until
+            while True:
+                if clocks[s, END] < np.inf:
+                    if clocks[s, END] > limit:
+                        break
+                    _end(state, s)
+                elif clocks[s, READY] < limit:
+                    _decode_on(state, s, limit)
+                    if not clocks[s, READY] < limit:
+                        break
+                    _begin(state, clocks[s, READY], s)
+                else:
+                    break
+            if not sampling:
+                break
+            sampling = False
+            signals[0, s] = servers[s, WAITING]
+            signals[1, s] = servers[s, RUNNING]
+            signals[2, s] = 1.0 - (servers[s, FREE] + servers[s, EVICTABLE]) / blocks
+
+
+@kernel
+def overlaps(state: State, i: int, out: IntArray) -> None:
+    """Count how many leading blocks of request i's prompt each server could reuse; out int64[S]."""
+    requests, table, blocks, config = state.requests, state.table, state.blocks, state.config
+    size = int(config[BLOCK_SIZE])
+    reusable = (requests[i, INPUT] - 1) // size
+    for s in range(table.shape[0]):
+        out[s] = 0
+        while out[s] < reusable and find_block(table, s, block_ident(requests, blocks, i, int(out[s]))) >= 0:
+            out[s] += 1
+
+
+@kernel
+def enqueue(state: State, i: int, s: int, now: float) -> None:
+    """Put request i at the end of server s's line; an idle server may start a pass at `now`."""
+    requests, servers, clocks = state.requests, state.servers, state.clocks
+    requests[i, SERVER] = s
+    requests[i, NEXT] = -1
+    last = int(servers[s, WAIT_TAIL])
+    if last >= 0:
+        requests[last, NEXT] = i
+    else:
+        servers[s, WAIT_HEAD] = i
+    servers[s, WAIT_TAIL] = i
+    servers[s, WAITING] += 1
+    if clocks[s, END] == np.inf and clocks[s, READY] == np.inf:
+        clocks[s, READY] = now
+
+
+@kernel
+def copy_server(state: State, s: int, to: State, members: IntArray) -> int:
+    """Copy server s and its requests to server 0 of another state; list them in members int64[N], return how many."""
+    requests, servers = state.requests, state.servers
+    to.servers[0] = servers[s]
+    to.clocks[0] = state.clocks[s]
+    to.nodes[0, : servers[s, TOP]] = state.nodes[s, : servers[s, TOP]]
+    to.table[0] = state.table[s]
+    count = 0
+    for r in range(servers[s, RUNNING]):
+        to.queue[0, r] = state.queue[s, r]
+        members[count] = state.queue[s, r]
+        count += 1
+    i = int(servers[s, WAIT_HEAD])
+    while i >= 0:
+        members[count] = i
+        count += 1
+        i = int(requests[i, NEXT])
+    for m in range(count):
+        to.requests[members[m]] = requests[members[m]]
+        to.times[members[m]] = state.times[members[m]]
+    return count

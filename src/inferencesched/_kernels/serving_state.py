@@ -1,0 +1,51 @@
+"""What is the state of simulated servers, as arrays? The names of their columns; no kernels here."""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inferencesched._typing import FloatArray, IntArray
+
+Int32Array = NDArray[np.int32]
+Int8Array = NDArray[np.int8]
+
+
+class State(NamedTuple):
+    """All servers of a fleet and all requests of a trace. S servers of P blocks, N requests; times are ms."""
+
+    requests: IntArray  # int64[N, 16]: what each asks for and how far it is
+    times: FloatArray  # float64[N, 3]
+    servers: IntArray  # int64[S, 10]: heads and counts of each server's lists
+    clocks: FloatArray  # float64[S, 2]
+    queue: IntArray  # int64[S, Q]: who runs, in the order of admission
+    nodes: Int32Array  # int32[S, P, 4]: blocks with an identity; those without references are a list
+    table: Int32Array  # int32[S, T, 2]: block id -> node + 1, open addressing; T a power of two of at least 2 P
+    blocks: IntArray  # int64[M]: the prompts' block ids, request after request
+    events: FloatArray  # float64[2, 2 N]: time and request
+    kinds: Int8Array  # int8[2 N]: of those events
+    gaps: FloatArray  # float64[2, G]: gaps between tokens: length, how many
+    tally: IntArray  # int64[4]: entries in events and gaps, passes made, blocks evicted
+    config: IntArray  # int64[5]
+    timing: FloatArray  # float64[7]: coefficients of the step time
+
+
+# columns of `requests`
+INPUT, OUTPUT, GENERATED, COMPUTED, HELD, CHUNK, PREFILLING, NEXT = range(8)
+SERVER, CACHED, CACHED_ALL, PROMPT_ALL, PREEMPTIONS, FULL, FIRST_BLOCK, OWN_BLOCK = range(8, 16)
+# columns of `times`
+FIRST_TOKEN, FINISH, LAST_TOKEN = range(3)
+# columns of `servers`
+WAIT_HEAD, WAIT_TAIL, WAITING, RUNNING, FREE, EVICTABLE, LRU_HEAD, LRU_TAIL, SPARE, TOP = range(10)
+# columns of `clocks`: when the present pass ends (inf: none runs), and when the next may start (inf: nothing to do)
+END, READY = range(2)
+# columns of `nodes`
+ID, REFERENCES, PREVIOUS, FOLLOWING = range(4)
+# places of `tally`
+EVENTS, GAPS, PASSES, EVICTED = range(4)
+# places of `config`
+BLOCK_SIZE, MAX_SEQUENCES, MAX_TOKENS, CACHING, TIMING = range(5)
+# kinds of events
+TOKEN_EVENT, FINISH_EVENT = range(2)
+# step-time models
+POLYNOMIAL, CLOSED_FORM = range(2)
