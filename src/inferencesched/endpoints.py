@@ -227,8 +227,9 @@ class Endpoints:
         version: int,
         sequence: int,
         positions: IndexArray | None = None,
+        oldest: tuple[float, float] | None = None,
     ) -> None:
-        matrix.flags.writeable = False
+        matrix.setflags(write=False)
         self.matrix = matrix
         self.layout = layout
         self.members = members
@@ -236,7 +237,7 @@ class Endpoints:
         self.version = version
         self.sequence = sequence
         self.positions = positions  # places in `members`; None is all of them, in order
-        self._oldest: tuple[float, float] | None = None
+        self._oldest = oldest
 
     def __len__(self) -> int:
         count: int = self.matrix.shape[1]
@@ -296,7 +297,7 @@ class Endpoints:
     def oldest(self) -> tuple[float, float]:
         """When was the stalest endpoint observed, and the stalest of those observed at all?
 
-        Seconds; -inf first where somebody never was, inf second where nobody was. Cost: 0.6 us, once a snapshot.
+        Seconds; -inf first where somebody never was, inf second where nobody was.
         """
         if self._oldest is None:
             self._oldest = scoring.oldest(self.matrix[self.layout.rows[OBSERVED_AT.name]])
