@@ -9,7 +9,10 @@ from doctest import ELLIPSIS
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 
-collect_ignore = ["docs/conf.py"]  # Sphinx's settings: importing them writes the reference pages
+collect_ignore = [
+    "docs/conf.py",  # Sphinx's settings: importing them writes the reference pages
+    "tests/typing",  # read by the type checker, never run
+]
 
 pytest_collect_file = Sybil(
     parsers=[PythonCodeBlockParser(doctest_optionflags=ELLIPSIS), SkipParser()],

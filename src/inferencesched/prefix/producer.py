@@ -11,7 +11,7 @@ import numpy as np
 
 from inferencesched._typing import HashArray, IndexArray, IntArray
 from inferencesched.endpoints import PREFIX_MATCH, PREFIX_TOKENS, Endpoints, Signal
-from inferencesched.errors import InvalidInputError
+from inferencesched.errors import whole_number
 from inferencesched.framework import CycleState, Produced
 from inferencesched.prefix.hashing import block_hashes
 from inferencesched.prefix.index import PrefixIndex
@@ -33,7 +33,8 @@ class ApproximatePrefixProducer:
     Fills ``PREFIX_MATCH`` (share of the prompt's full blocks) and ``PREFIX_TOKENS`` (those blocks in tokens); both
     are unknown for a request with neither hashes nor tokens. `capacity` is blocks an endpoint (None: unbounded; the
     reference's default is 31,250), `block_size` tokens a block, `max_blocks` caps what is looked up of one prompt.
-    Safe from any thread. Cost: a match and, at commit, an insertion (`PrefixIndex`).
+    A request that brings its own ``block_hashes`` made them with the same `block_size`.
+    Safe from any thread, for the endpoints of one pool. Cost: a match and, at commit, an insertion (`PrefixIndex`).
 
     A slot that was handed to another endpoint starts empty.
 
@@ -51,10 +52,9 @@ class ApproximatePrefixProducer:
     """
 
     def __init__(self, *, block_size: int = 64, capacity: int | None = 31_250, max_blocks: int | None = None) -> None:
-        if block_size < 1:
-            raise InvalidInputError("block_size", block_size, "an integer of at least 1")
-        if max_blocks is not None and max_blocks < 1:
-            raise InvalidInputError("max_blocks", max_blocks, "an integer of at least 1, or None")
+        whole_number("block_size", block_size, low=1)
+        if max_blocks is not None:
+            whole_number("max_blocks", max_blocks, low=1)
         self.block_size = block_size
         self.max_blocks = max_blocks
         self.index = PrefixIndex(1, capacity)
