@@ -4,7 +4,7 @@ An `Endpoints` is an immutable snapshot: one ``float64[S, E]`` matrix, a row a s
 Position ``i`` is the same endpoint in every column of one snapshot. Unknown is NaN, never 0.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf, nan
 from typing import Final, Generic, Literal, NamedTuple, TypeVar, final
@@ -102,6 +102,22 @@ class Layout:
         if row is None:
             raise UnknownNameError("signal", signal.name, list(self.rows))
         return row
+
+    def checked(self, signal: Signal, column: object, count: int, name: Callable[[int], str]) -> FloatArray:
+        """Return a column as numbers that its signal allows; `name` tells whose a bad one is."""
+        try:
+            numbers: FloatArray = np.ascontiguousarray(column, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise InvalidInputError(signal.name, column, f"float64[{count}]") from error
+        if numbers.shape != (count,):
+            raise InvalidInputError(signal.name, f"shape {numbers.shape}", f"float64[{count}]")
+        row = self.rows.get(signal.name)
+        declared = signal if row is None else self.signals[row]
+        bad = scoring.out_of_range(numbers, declared.low, declared.high)
+        if bad >= 0:
+            value = f"{numbers[bad]} for {name(bad)!r}"
+            raise InvalidInputError(signal.name, value, f"{declared.low} to {declared.high}, or NaN for unknown")
+        return numbers
 
     def defaults(self) -> FloatArray:
         """Return each signal's default, ``float64[S]``."""
@@ -324,7 +340,9 @@ class Endpoints:
         Errors: `InvalidInputError` for a column that is not ``float64[E]`` (or a list of as many numbers), or
         holds a value that is infinite or out of its signal's range; NaN is unknown.
         """
-        checked = {signal: self._checked(signal, column) for signal, column in columns.items()}
+        checked = {
+            signal: self.layout.checked(signal, column, len(self), self.name) for signal, column in columns.items()
+        }
         new = [signal for signal in columns if signal.name not in self.layout.rows]
         layout = self.layout
         if new:
@@ -348,22 +366,6 @@ class Endpoints:
 
     def _of_members(self, mask: BoolArray) -> BoolArray:
         return mask if self.positions is None else mask[self.positions]
-
-    def _checked(self, signal: Signal, column: FloatArray) -> FloatArray:
-        """Return the column as numbers that the signal allows."""
-        try:
-            numbers: FloatArray = np.ascontiguousarray(column, dtype=np.float64)
-        except (TypeError, ValueError) as error:
-            raise InvalidInputError(signal.name, column, f"float64[{len(self)}]") from error
-        if numbers.shape != (len(self),):
-            raise InvalidInputError(signal.name, f"shape {numbers.shape}", f"float64[{len(self)}]")
-        row = self.layout.rows.get(signal.name)
-        declared = signal if row is None else self.layout.signals[row]
-        bad = scoring.out_of_range(numbers, declared.low, declared.high)
-        if bad >= 0:
-            at = f"{numbers[bad]} for {self.name(bad)!r}"
-            raise InvalidInputError(signal.name, at, f"{declared.low} to {declared.high}, or NaN for unknown")
-        return numbers
 
     def _derived(self, matrix: FloatArray, layout: Layout, positions: IndexArray | None, sequence: int) -> "Endpoints":
         return Endpoints(matrix, layout, self.members, self._residency, self.version, sequence, positions)

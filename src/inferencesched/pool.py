@@ -6,7 +6,7 @@ Every method is atomic under one lock, so any thread may call any of them; the p
 
 import threading
 from collections.abc import Mapping
-from math import inf, isfinite, isnan
+from math import inf, isfinite, isnan, nan
 from typing import Final, final
 
 import numpy as np
@@ -172,6 +172,7 @@ class InferencePool:
         A signal left out keeps its value; NaN says that it is unknown now. Errors: `UnknownNameError` for an
         unknown endpoint or signal; `InvalidInputError` for a value out of the signal's range, a signal that is not
         observed (local, cycle), or a `now` before the endpoint's last observation. Nothing is half recorded.
+        Cost: 2 us and 0.3 us a signal.
         """
         with self.lock:
             position = self._position(name)
@@ -197,22 +198,19 @@ class InferencePool:
     def observe_all(self, columns: Mapping[Signal, FloatArray], *, now: float | FloatArray) -> None:
         """Record one column a signal for the whole pool, in the order of `names`; `now` may differ by endpoint.
 
-        Errors: as `observe`, and `InvalidInputError` for a column of another length. Cost: 2 us and 0.5 us a column.
+        Errors: as `observe`, and `InvalidInputError` for a column of another length.
+        Cost at 64 endpoints: 7 us and 2 us a column.
         """
         with self.lock:
-            count = len(self._members.names)
-            rows = []
+            names = self._members.names
+            count, rows = len(names), []
             for signal, values in columns.items():
-                column = np.asarray(values, dtype=np.float64)
-                if column.shape != (count,):
-                    raise InvalidInputError(signal.name, f"shape {column.shape}", f"float64[{count}]")
-                for extreme in (np.fmin.reduce(column), np.fmax.reduce(column)) if count else ():
-                    self._writable_row(signal, float(extreme), "scraped")
-                rows.append((self._layout.row(signal), column))
+                row = self._writable_row(signal, nan, "scraped")
+                rows.append((row, self._layout.checked(signal, values, count, names.__getitem__)))
             times = np.broadcast_to(np.asarray(now, dtype=np.float64), (count,))
             for position in np.flatnonzero(~(times >= self._matrix[_OBSERVED])):
                 at = int(position)
-                self._check_time(float(times[at]), float(self._matrix[_OBSERVED, at]), self._members.names[at])
+                self._check_time(float(times[at]), float(self._matrix[_OBSERVED, at]), names[at])
             for row, column in rows:
                 self._matrix[row] = column
             self._matrix[_OBSERVED] = times

@@ -1,0 +1,92 @@
+"""How kernels are compiled, and that `warmup` leaves nothing to compile."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+
+from inferencesched._kernels import _compile
+from inferencesched._kernels._compile import KERNELS, kernel
+
+SOURCE = '''
+def doubled(x):
+    """Twice as much."""
+    return x + x
+'''
+
+
+def test_without_a_place_for_its_cache_a_kernel_is_compiled_in_memory(monkeypatch):
+    """A function that is in no file: numba finds no place for its cache, as in a read-only install."""
+    monkeypatch.setattr(_compile, "KERNELS", {})
+    names = {"__name__": "nowhere"}
+    exec(compile(SOURCE, "<nowhere>", "exec"), names)
+    doubled = kernel(names["doubled"])
+    assert np.array_equal(doubled(np.array([1.0, 2.0])), [2.0, 4.0])
+    assert list(_compile.KERNELS) == ["nowhere.doubled"]
+
+
+def test_every_kernel_has_the_options_of_the_house():
+    assert len(KERNELS) >= 10
+    for name, compiled in KERNELS.items():
+        options = {key: getattr(value, "name", value) for key, value in compiled.targetoptions.items()}
+        assert options["nogil"] is True and options["boundscheck"] is False, name
+        assert not options["fastmath"] and options["error_model"] == "numpy", name
+        assert compiled.py_func.__doc__ or compiled.py_func.__name__.startswith("_"), name
+
+
+#: A gateway's day: every scorer, picker and policy of the library, requests with and without tokens.
+DAY = """
+import json, sys
+import numpy as np
+import inferencesched as isched
+from inferencesched._kernels._compile import KERNELS
+
+def compiled():
+    return {name: len(k.signatures) for name, k in KERNELS.items() if "serving" not in name}
+
+isched.warmup()
+before = compiled()
+rng = np.random.default_rng(0)
+pool = isched.InferencePool()
+for name in "abcdef":
+    pool.join(name, labels={"zone": name})
+pool.observe_all({isched.WAITING_QUEUE_SIZE: np.arange(6), isched.KV_CACHE_USAGE: np.arange(6.0) / 9}, now=0.0)
+pool.observe("a", {isched.RUNNING_REQUESTS: 3}, now=1.0, adapters=isched.Adapters(frozenset("x"), capacity=2))
+scorers = (
+    isched.ActiveRequestScorer(), isched.KvCacheUtilizationScorer(), isched.LoraAffinityScorer(),
+    isched.PrefixCacheScorer(), isched.PrefixCacheScorer(0.5), isched.QueueScorer(), isched.RunningRequestsScorer(),
+    isched.TokenLoadScorer(),
+)
+pickers = (
+    isched.MaxScorePicker(), isched.MaxScorePicker(3), isched.PowerOfTwoPicker(), isched.RandomPicker(),
+    isched.RoundRobinPicker(), isched.WeightedRandomPicker(2),
+)
+filters = ((), (isched.UtilizationFilter(((isched.WAITING_QUEUE_SIZE, 3.0),)),))
+requests = [
+    isched.InferenceRequest(request_id="tokens", tokens=np.arange(n, dtype=np.uint32), adapter="x", cache_salt=salt)
+    for n in (0, 7, 64, 700) for salt in ("", "salt")
+] + [
+    isched.InferenceRequest(request_id="length", input_tokens=500),
+    isched.InferenceRequest(request_id="hashes", block_hashes=np.arange(1, 9, dtype=np.uint64)),
+]
+for assume in ("worst", "mean", "exclude", "trust"):
+    for picker in pickers:
+        for kept in filters:
+            producer = isched.ApproximatePrefixProducer(block_size=16, capacity=64)
+            profile = isched.SchedulingProfile(picker, tuple(isched.WeightedScorer(s) for s in scorers), kept)
+            scheduler = isched.Scheduler(profile, producers=(producer,), stale=isched.StalePolicy(2.0, assume))
+            for request in requests:
+                isched.explain(scheduler, request, pool.snapshot(), now=2.5, rng=rng)
+                scheduler.schedule_and_reserve(request, pool, now=2.5, rng=rng, exclude={"b"}).complete(now=3.0)
+            scheduler.schedule_many(requests, pool, now=2.5, rng=rng)
+            scheduler.assign(requests, pool.snapshot(), now=2.5, rng=rng)
+after = compiled()
+json.dump({name: [before.get(name, 0), count] for name, count in after.items() if count != before.get(name, 0)}, sys.stdout)
+"""
+
+
+def test_after_warmup_nothing_is_left_to_compile():
+    done = subprocess.run([sys.executable, "-c", DAY], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {}
