@@ -40,7 +40,7 @@ from inferencesched.simulator import (
 _errors = Console(stderr=True, highlight=False)
 
 #: The picture's loads, as multiples of ``--speedup``.
-_LOADS = "0.5,0.75,1,1.25,1.5,2"
+_LOADS = "0.5,1,1.5,2"
 
 
 def _options(command: Callable[..., Any]) -> Callable[..., Any]:
