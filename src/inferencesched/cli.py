@@ -39,6 +39,13 @@ from inferencesched.simulator import (
 
 _errors = Console(stderr=True, highlight=False)
 
+
+def _screen() -> Console:
+    """Return where tables go: as wide as the terminal, or as the table where there is none."""
+    screen = Console(highlight=False)
+    return screen if screen.is_terminal else Console(highlight=False, width=110)
+
+
 #: The picture's loads, as multiples of ``--speedup``.
 _LOADS = "0.5,1,1.5,2"
 
@@ -102,7 +109,7 @@ def simulate(trace: Path | None, policy_name: str, as_json: bool, **options: Any
     if as_json:
         _print_json(_record(workload, cluster, Run(1.0, replay)))
     else:
-        Console().print(report.table([Run(1.0, replay)], title=_title(workload, cluster)))
+        _screen().print(report.table([Run(1.0, replay)], title=_title(workload, cluster)))
 
 
 @main.command()
@@ -132,7 +139,7 @@ def compare(
         _print_json(records)
     else:
         load = 1.0 if 1.0 in multiples else multiples[0]
-        Console().print(report.table(runs, title=_title(workload, cluster, load), load=load))
+        _screen().print(report.table(runs, title=_title(workload, cluster, load), load=load))
     if out is not None:
         picture = report.picture(runs, out / "latency-over-load.png", title=_title(workload, cluster))
         (out / "figures.json").write_bytes(msgspec.json.format(msgspec.json.encode(records)))

@@ -9,6 +9,8 @@ from typing import Final
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from inferencesched.simulator.compare import Run
@@ -16,13 +18,13 @@ from inferencesched.simulator.policies import CEILING, FLOOR
 
 #: Which figures the table shows: key, heading, digits, and whether less is better.
 COLUMNS: Final = (
-    ("ttft_mean", "TTFT mean", 0, True),
-    ("ttft_p50", "p50", 0, True),
-    ("ttft_p99", "p99", 0, True),
-    ("tpot_p50", "TPOT p50", 1, True),
-    ("e2e_mean", "E2E mean", 0, True),
-    ("e2e_p99", "p99", 0, True),
-    ("hit", "hit", 3, False),
+    ("ttft_mean", "TTFT\nmean", 0, True),
+    ("ttft_p50", "TTFT\np50", 0, True),
+    ("ttft_p99", "TTFT\np99", 0, True),
+    ("tpot_p50", "TPOT\np50", 1, True),
+    ("e2e_mean", "E2E\nmean", 0, True),
+    ("e2e_p99", "E2E\np99", 0, True),
+    ("hit", "hit\nrate", 3, False),
     ("goodput_requests", "good", 0, False),
 )
 
@@ -41,12 +43,18 @@ def table(runs: Sequence[Run], *, title: str, load: float = 1.0) -> Table:
     """Which policy did how well at one load? The best of each column, floor and ceiling aside, is bold."""
     shown = [run.replay for run in runs if run.load == load]
     grid = Table(
-        title=title, caption=_caption({replay.policy for replay in shown}), title_justify="left", caption_justify="left"
+        title=title,
+        caption=_caption({replay.policy for replay in shown}),
+        title_justify="left",
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
     )
     grid.add_column("policy", no_wrap=True)
     for _, heading, _, _ in COLUMNS:
         grid.add_column(heading, justify="right", no_wrap=True)
-    grid.add_column("us/decision", justify="right", no_wrap=True)
+    grid.add_column("us a\ndecision", justify="right", no_wrap=True)
     best = {}
     rivals = [replay for replay in shown if replay.policy not in (FLOOR, CEILING)]
     for key, _, digits, less in COLUMNS:
@@ -109,6 +117,8 @@ def picture(runs: Sequence[Run], path: str | Path, *, title: str) -> Path:
                     label=name,
                 )
             panel.set_yscale("log")
+            for axis in (panel.yaxis.set_major_formatter, panel.yaxis.set_minor_formatter):
+                axis(EngFormatter(sep=""))
             panel.set_title(heading, loc="left")
             panel.set_xlabel("offered load, requests per second")
             panel.grid(visible=True, which="both", axis="y", alpha=0.25, linewidth=0.6)
