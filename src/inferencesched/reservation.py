@@ -145,7 +145,10 @@ class Reservation:
         self._books._progress(self, tokens, now)
 
     def served_by(self, endpoint: str, *, now: float) -> None:
-        """Did another endpoint take it (a fallback)? The booking moves there whole."""
+        """Did another endpoint take it (a fallback)? The booking moves there whole.
+
+        Producers are not told: an approximate prefix index goes on believing in the first choice.
+        """
         self._books._move(self, endpoint, now)
 
     def complete(self, usage: Usage | None = None, *, now: float) -> Settlement:

@@ -180,6 +180,8 @@ class Scheduler:
     def reserve(self, result: SchedulingResult, pool: InferencePool, *, now: float) -> Reservation:
         """Book the decision and tell the producers; the next snapshot sees it.
 
+        What is booked is the primary profile's target. The targets of other profiles, a prefill server's say, are the
+        caller's to book, with `InferencePool.reserve`.
         Errors, and nothing is booked: `EndpointGoneError` if the endpoint left since, `InvalidInputError` for a result
         of other producers than these, and whatever a producer's ``commit`` raises (producers before it in order have
         learnt of the request then: they hold beliefs, not bookings).
