@@ -159,6 +159,32 @@ def test_bad_parameters(options):
         isched.InferencePool(**options)
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"name": ""}, "name: got ''"),
+        ({"name": "x", "low": 2.0, "high": 1.0}, "low: got 2.0"),
+        ({"name": "x", "low": math.nan}, "low: got nan"),
+        ({"name": "x", "default": -1.0}, "default: got -1.0, allowed: 0.0 to inf, or NaN"),
+        ({"name": "x", "freshness": "old"}, "freshness: got 'old', allowed: one of scraped, local, static, cycle"),
+    ],
+)
+def test_bad_signals(options, words):
+    with pytest.raises(isched.InvalidInputError, match=words):
+        isched.Signal(**options)
+
+
+def test_a_signal_of_one_s_own_is_a_column_like_any_other():
+    mine = isched.Signal("temperature", "celsius", high=150.0)
+    pool = isched.InferencePool(signals=(mine,))
+    pool.join("a")
+    assert math.isnan(pool.snapshot()[mine][0])
+    pool.observe("a", {mine: 70.0}, now=0.0)
+    assert pool.snapshot()[mine][0] == 70.0
+    with pytest.raises(isched.InvalidInputError, match="temperature: got 200.0, allowed: 0.0 to 150.0"):
+        pool.observe("a", {isched.Signal("temperature"): 200.0}, now=1.0)  # the pool's own word counts
+
+
 def test_a_pool_refuses_two_signals_of_one_name():
     with pytest.raises(isched.InvalidInputError, match="each name once"):
         isched.InferencePool(signals=(isched.Signal("waiting_queue_size"),))

@@ -1,3 +1,4 @@
+import json
 import math
 from collections import Counter
 from dataclasses import dataclass
@@ -419,6 +420,7 @@ def test_explain_tells_what_schedule_does():
         assert totals[0] == pytest.approx(totals[1])
     assert "dropped by exclude" in str(said) and "runner-up 'ep-1'" in str(said)
     assert said.to_dict()["candidates"][0]["age"] == 1.0
+    assert json.loads(json.dumps(said.to_dict()))["dropped"] == said.dropped
 
 
 def both_profiles():

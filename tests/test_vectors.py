@@ -270,3 +270,50 @@ def test_single_profile_handler(case):
             handler.process_results(request, results, cycle())
     else:
         assert handler.process_results(request, results, cycle()).primary == case["expect"]["primary"]
+
+
+def plugin(spec):
+    """The plug-in that a case names, or a stub that answers what it says."""
+    if "stub" in spec:
+        return Stub(spec)
+    build = SCORERS.get(spec["type"]) or FILTERS.get(spec["type"])
+    params = spec.get("params") or {}
+    return build(params) if build else PICKERS[spec["type"]](max(1, params.get("maxNumOfEndpoints", 1)))
+
+
+def schedulers():
+    """The reference's whole runs, as far as the everyday plug-ins go."""
+    found = cases("scheduler", components=("scheduler",))
+    return [
+        c for c in found if c.values[0] is None or c.values[0]["params"]["profile_handler"]["type"].startswith("single")
+    ]
+
+
+@pytest.mark.parametrize("case", schedulers())
+def test_scheduler(case):
+    profiles = {
+        name: isched.SchedulingProfile(
+            plugin(spec["picker"]),
+            tuple(isched.WeightedScorer(plugin(s), float(s["weight"])) for s in spec["scorers"]),
+            tuple(plugin(f) for f in spec["filters"]),
+        )
+        for name, spec in case["params"]["profiles"].items()
+    }
+    scheduler = isched.Scheduler(profiles)
+    request, endpoints = snapshot(case)
+    expect = case["expect"]
+    if expect.get("error"):
+        with pytest.raises(isched.RequestRefusedError) as refusal:
+            scheduler.schedule(request, endpoints, now=0.0, rng=np.random.default_rng(0))
+        if expect.get("error_code") == "ResourceExhausted":
+            assert refusal.value.status == 429
+        return
+    result = scheduler.schedule(request, endpoints, now=0.0, rng=np.random.default_rng(0))
+    assert result.primary == expect["primary"]
+    for name, expected in expect["profiles"].items():
+        targets = result.profiles[name].targets
+        assert [target.endpoint for target in targets] == expected["targets"]
+        for target in targets:
+            assert target.score == pytest.approx(
+                expected["target_scores"][target.endpoint], abs=case["tolerance"] or 1e-12
+            )

@@ -6,8 +6,8 @@ Position ``i`` is the same endpoint in every column of one snapshot. Unknown is 
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import inf, nan
-from typing import Final, Generic, Literal, NamedTuple, TypeVar, final
+from math import inf, isnan, nan
+from typing import Final, Generic, Literal, NamedTuple, TypeVar, final, get_args
 
 import numpy as np
 
@@ -44,6 +44,10 @@ class Signal:
             raise InvalidInputError("name", self.name, "a string that is not empty")
         if not self.low <= self.high:
             raise InvalidInputError("low", self.low, f"at most high = {self.high}")
+        if not (isnan(self.default) or self.low <= self.default <= self.high):
+            raise InvalidInputError("default", self.default, f"{self.low} to {self.high}, or NaN for unknown")
+        if self.freshness not in get_args(Freshness):
+            raise UnknownNameError("freshness", self.freshness, get_args(Freshness))
 
     def __repr__(self) -> str:
         return f"Signal({self.name!r})"

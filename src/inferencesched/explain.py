@@ -19,7 +19,7 @@ from inferencesched.request import InferenceRequest
 from inferencesched.scheduler import Scheduler, check_picks, kept_by, target_at
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Explanation:
     """What decided, for one profile of one request?
 
