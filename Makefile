@@ -15,6 +15,7 @@ BIN := .venv/bin
 HERE := $(shell pwd -P | cksum | cut -d ' ' -f 1)
 CLI := .venv/.cli-$(HERE)
 DEV := .venv/.dev-$(HERE)
+PEERS := .venv/.peers-$(HERE)
 SAY := @printf -- '-- %s\n'
 
 .DEFAULT_GOAL := help
@@ -33,7 +34,7 @@ test: $(DEV)  ## tests, doctests of every module, code blocks of the README and 
 check: lint types layers changelog doctest docs wheel  ## all that must be clean: style, types, layers, changelog, doctests, docs, wheel
 	$(SAY) 'make check: clean'
 
-bench: $(DEV)  ## benchmarks, then the replays against other programs
+bench: $(DEV) $(PEERS)  ## benchmarks, then the replays against other programs
 	$(SAY) 'timed functions: benchmarks/bench_*.py'
 	@$(BIN)/python -m pytest benchmarks --benchmark-only -o python_files='bench_*.py' -o python_functions='bench_* test_*' \
 	    $(BENCH_ARGS) || { code=$$?; test $$code -eq 5 && echo 'no timed functions yet'; }
@@ -80,6 +81,9 @@ oldest: $(DEV)  ## the tests with the oldest versions that pyproject.toml allows
 
 $(CLI): pyproject.toml tools/venv.py
 	@$(PYTHON) tools/venv.py cli $@
+
+$(PEERS): pyproject.toml tools/venv.py $(DEV)
+	@$(PYTHON) tools/venv.py peers $@
 
 $(DEV): pyproject.toml tools/venv.py
 	@$(PYTHON) tools/venv.py dev $(CLI) $@
