@@ -1,6 +1,8 @@
 """How kernels are compiled, and that `warmup` leaves nothing to compile."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 
@@ -24,6 +26,34 @@ def test_without_a_place_for_its_cache_a_kernel_is_compiled_in_memory(monkeypatc
     doubled = kernel(names["doubled"])
     assert np.array_equal(doubled(np.array([1.0, 2.0])), [2.0, 4.0])
     assert list(_compile.KERNELS) == ["nowhere.doubled"]
+
+
+def test_an_edit_in_a_callee_s_module_is_seen_by_the_disk_cache(tmp_path):
+    """numba alone would go on with the old one: its cache knows the caller's file only."""
+    cellar = tmp_path / "cellar"
+    cellar.mkdir()
+    (cellar / "__init__.py").touch()
+    shutil.copy(_compile.__file__, cellar / "_compile.py")
+    (cellar / "caller.py").write_text(
+        "from cellar._compile import kernel\nfrom cellar.callee import step\n\n\n"
+        "@kernel\ndef twice(x):\n    return step(step(x))\n"
+    )
+    call = "from cellar.caller import twice as k; print(k(1), sum(k.stats.cache_hits.values()))"
+
+    def run(body):
+        (cellar / "callee.py").write_text(
+            f"from cellar._compile import kernel\n\n\n@kernel\ndef step(x):\n    return {body}\n"
+        )
+        environment = {**os.environ, "PYTHONPATH": str(tmp_path), "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+        done = subprocess.run(
+            [sys.executable, "-c", call], env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.split()
+
+    assert run("x + 1") == ["3", "0"]
+    assert run("x + 1") == ["3", "1"]
+    assert run("x + 5") == ["11", "0"]
 
 
 def test_every_kernel_has_the_options_of_the_house():

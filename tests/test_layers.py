@@ -44,7 +44,6 @@ STRANGERS = (("scheduler", "flowcontrol.*"),)
 
 #: What an installation always has beside the standard library, and who may import it.
 RUNTIME = {
-    "llvmlite": "_kernels._compile",  # numba's own half
     "msgspec": "*",
     "numba": "_kernels.*",
     "numpy": "*",
@@ -170,17 +169,6 @@ def test_dependencies_stay_in_their_place(module):
         if not (optional if pattern is None else matches(module.name, pattern)):
             kind = f"belongs in {pattern}" if pattern else "is optional: it belongs in " + ", ".join(OPTIONAL)
             found.append(f"{module.at(node)}: {top} {kind}")
-    assert not found
-
-
-@pytest.mark.parametrize("module", [p for p in EVERY if matches(p.values[0].name, "_kernels.*")])
-def test_kernels_call_no_kernel_of_another_module(module):
-    """numba's disk cache sees edits in a kernel's own file only: a stale callee would go unnoticed."""
-    found = [
-        f"{module.at(node)}: imports {target}"
-        for target, node in imports(module)
-        if (own(target) or "").startswith("_kernels.") and own(target) != "_kernels._compile"
-    ]
     assert not found
 
 
