@@ -349,5 +349,6 @@ def check_picks(picker: Picker, picks: object, count: int) -> None:
     allowed = f"distinct positions below {count}, at least one, as an integer array"
     if not isinstance(picks, np.ndarray) or picks.ndim != 1 or picks.dtype.kind != "i" or not len(picks):
         raise PickError(picker, repr(picks), allowed)
-    if picks.min() < 0 or picks.max() >= count or len(np.unique(picks)) != len(picks):
-        raise PickError(picker, repr(picks.tolist()), allowed)
+    positions = picks.tolist()  # a list: picks are few, and numpy's verbs would cost more than the decision
+    if min(positions) < 0 or max(positions) >= count or len(set(positions)) != len(positions):
+        raise PickError(picker, repr(positions), allowed)
