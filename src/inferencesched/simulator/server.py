@@ -117,7 +117,8 @@ class Fleet:
         requests[:, columns.INPUT] = input_tokens
         requests[:, columns.OUTPUT] = output_tokens
         requests[:, columns.NEXT] = requests[:, columns.SERVER] = -1
-        requests[:, columns.FULL] = np.minimum(np.diff(offsets), input_tokens // size)
+        if config.prefix_caching:  # else every block is the request's own: none can be found, or shared
+            requests[:, columns.FULL] = np.minimum(np.diff(offsets), input_tokens // size)
         requests[:, columns.FIRST_BLOCK] = offsets[:-1]
         own = (input_tokens + output_tokens) // size - requests[:, columns.FULL]
         first_own = int(blocks.max(initial=-1)) + 1
