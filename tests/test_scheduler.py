@@ -115,6 +115,24 @@ def test_schedule_many_is_the_fold():
     assert np.array_equal(after_many, after_fold, equal_nan=True)
 
 
+@given(profiles(), st.lists(st.integers(0, 900) | st.none(), max_size=12), st.integers(0, 2**32))
+def test_schedule_many_is_the_fold_whatever_the_profile(profile, lengths, seed):
+    def run(many):
+        pool, generator = pool_of(4), rng(seed)
+        pool.observe_all({isched.WAITING_QUEUE_SIZE: np.array([3.0, 1, 4, 1])}, now=0.0)
+        requests = [isched.InferenceRequest(request_id=str(i), input_tokens=n) for i, n in enumerate(lengths)]
+        scheduler = isched.Scheduler(profile)
+        if many:
+            answers = scheduler.schedule_many(requests, pool, now=0.0, rng=generator)
+        else:
+            answers = [scheduler.schedule_and_reserve(r, pool, now=0.0, rng=generator) for r in requests]
+        pool.check()
+        drawn = generator.bit_generator.state
+        return [(a.request_id, a.endpoint, a.tokens) for a in answers], pool.snapshot().matrix.tobytes(), drawn
+
+    assert run(many=True) == run(many=False)
+
+
 def test_in_schedule_many_a_refusal_takes_its_request_s_place():
     @dataclass(frozen=True)
     class OnlyShort:
@@ -421,6 +439,17 @@ def test_explain_tells_what_schedule_does():
     assert "dropped by exclude" in str(said) and "runner-up 'ep-1'" in str(said)
     assert said.to_dict()["candidates"][0]["age"] == 1.0
     assert json.loads(json.dumps(said.to_dict()))["dropped"] == said.dropped
+
+
+@given(pools(), profiles(), st.integers(0, 2**32))
+def test_explain_picks_what_schedule_picks(endpoints, profile, seed):
+    scheduler = isched.Scheduler(profile, stale=isched.StalePolicy(assume="trust"))
+    result = scheduler.schedule(REQUEST, endpoints, now=0.0, rng=rng(seed))
+    said = isched.explain(scheduler, REQUEST, endpoints, now=0.0, rng=rng(seed))
+    targets = result.profiles["default"].targets
+    assert said.picked == tuple(target.endpoint for target in targets)
+    for target in targets:
+        assert said.totals[said.candidates.index(target.endpoint)] == target.score
 
 
 def both_profiles():
