@@ -16,7 +16,7 @@ import numpy as np
 from inferencesched._kernels import serving
 from inferencesched._kernels import serving_state as columns
 from inferencesched._typing import FloatArray
-from inferencesched.errors import InvalidInputError, UnknownNameError
+from inferencesched.errors import InvalidInputError, UnknownNameError, whole_number
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +35,7 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         for name in ("kv_blocks", "block_size", "max_sequences", "max_tokens"):
-            if getattr(self, name) < 1:
-                raise InvalidInputError(name, getattr(self, name), "an integer of at least 1")
+            whole_number(name, getattr(self, name), low=1)
 
     @property
     def kv_tokens(self) -> int:
