@@ -13,9 +13,11 @@ import msgspec
 import numpy as np
 
 from inferencesched._typing import FloatArray, HashArray, IntArray
-from inferencesched.errors import InvalidInputError, TraceError
+from inferencesched.errors import InvalidInputError, TraceError, whole_number
 
 MOONCAKE_BLOCK = 512
+#: No request is longer, so that no sum of lengths overflows.
+_MOST = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,16 +55,16 @@ class Workload:
         block_size: int,
     ) -> "Workload":
         """Build from rows; ids may be any integers and are renumbered from 0."""
-        rows = [np.fromiter(row, dtype=np.int64) for row in blocks]
+        rows = [list(row) for row in blocks]
         offsets = np.zeros(len(rows) + 1, dtype=np.int64)
         np.cumsum([len(row) for row in rows], out=offsets[1:])
-        flat = np.concatenate(rows) if rows else np.empty(0, dtype=np.int64)
-        dense = np.unique(flat, return_inverse=True)[1].reshape(-1).astype(np.int64)
+        number = {ident: i for i, ident in enumerate(sorted({ident for row in rows for ident in row}))}
+        dense = np.fromiter((number[ident] for row in rows for ident in row), dtype=np.int64, count=int(offsets[-1]))
         workload = cls(
             name,
             np.array(list(arrival), dtype=np.float64),
-            np.array(list(input_tokens), dtype=np.int64),
-            np.array(list(output_tokens), dtype=np.int64),
+            _lengths("input_tokens", input_tokens),
+            _lengths("output_tokens", output_tokens),
             dense,
             offsets,
             block_size,
@@ -76,16 +78,23 @@ class Workload:
     def validate(self) -> None:
         """Raise `InvalidInputError` for columns that contradict each other."""
         count = len(self.arrival)
-        if self.block_size < 1:
-            raise InvalidInputError("block_size", self.block_size, "an integer of at least 1")
-        for name in ("input_tokens", "output_tokens"):
+        whole_number("block_size", self.block_size, low=1)
+        for name, low in (("input_tokens", 1), ("output_tokens", 0)):
             column = getattr(self, name)
-            if len(column) != count or (count and column.min() < (1 if name == "input_tokens" else 0)):
-                raise InvalidInputError(name, f"length {len(column)}, min {column.min(initial=0)}", f"{count} counts")
-        if len(self.offsets) != count + 1 or self.offsets[-1] != len(self.blocks):
-            raise InvalidInputError("offsets", len(self.offsets), f"{count + 1} offsets into blocks")
-        if count and not (np.diff(self.arrival) >= 0).all():
-            raise InvalidInputError("arrival", "a time before the one before it", "times that do not decrease")
+            if len(column) != count or (count and not low <= column.min() <= column.max() <= _MOST):
+                got = f"length {len(column)}, {column.min(initial=_MOST)} to {column.max(initial=0)}"
+                raise InvalidInputError(name, got, f"{count} integers from {low} to {_MOST}")
+        offsets = self.offsets
+        if (
+            len(offsets) != count + 1
+            or offsets[0] != 0
+            or offsets[-1] != len(self.blocks)
+            or (np.diff(offsets) < 0).any()
+        ):
+            raise InvalidInputError("offsets", len(offsets), f"{count + 1} offsets into blocks, from 0, not decreasing")
+        if not (np.isfinite(self.arrival).all() and (np.diff(self.arrival, prepend=0.0) >= 0).all()):
+            got = "a time before the one before it, below 0, or not finite"
+            raise InvalidInputError("arrival", got, "ms of at least 0 that do not decrease")
 
     def full_blocks(self, request: int) -> IntArray:
         """Return the ids of the blocks that the prompt fills, ``int64[input_tokens // block_size]`` at most."""
@@ -134,6 +143,14 @@ class Workload:
         )
 
 
+def _lengths(name: str, values: Iterable[int]) -> IntArray:
+    """Return token counts as a column; what does not even fit into it is refused here."""
+    try:
+        return np.array(list(values), dtype=np.int64)
+    except OverflowError as error:
+        raise InvalidInputError(name, "a number beyond 64 bits", f"integers up to {_MOST}") from error
+
+
 class _MooncakeLine(msgspec.Struct):
     """One line of a Mooncake trace."""
 
@@ -160,10 +177,10 @@ class _Rows:
         last = self.arrival[-1] if self.arrival else 0.0
         if not (isfinite(time) and time >= last):
             raise self.error(line, names[0], time, f"ms of at least {last}: a trace does not go back in time")
-        if inputs < 1:
-            raise self.error(line, names[1], inputs, "an integer of at least 1")
-        if outputs < 0:
-            raise self.error(line, names[2], outputs, "an integer of at least 0")
+        if not 1 <= inputs <= _MOST:
+            raise self.error(line, names[1], inputs, f"an integer from 1 to {_MOST}")
+        if not 0 <= outputs <= _MOST:
+            raise self.error(line, names[2], outputs, f"an integer from 0 to {_MOST}")
         if blocks and min(blocks) < 0:
             raise self.error(line, "hash_ids", min(blocks), "integers of at least 0")
         self.arrival.append(time)
@@ -210,6 +227,9 @@ def read_mooncake(path: str | Path) -> Workload:
     return rows.workload()
 
 
+_AZURE_TIME = "a time as 2023-11-16 18:15:46.680590, without a zone"
+
+
 def read_azure(path: str | Path) -> Workload:
     """Which requests does an Azure LLM 2023 trace hold? CSV of ``TIMESTAMP,ContextTokens,GeneratedTokens``.
 
@@ -219,7 +239,8 @@ def read_azure(path: str | Path) -> Workload:
     rows = _Rows(str(path), MOONCAKE_BLOCK)
     names = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
     origin: tuple[datetime, float] | None = None  # whole seconds and their fraction, which has seven digits
-    with open(path, encoding="utf-8", newline="") as file:
+    # what is no UTF-8 becomes a sign that no field allows
+    with open(path, encoding="utf-8", errors="replace", newline="") as file:
         for number, line in enumerate(file, 1):
             fields = [field.strip() for field in line.split(",")]
             if number == 1:
@@ -234,13 +255,15 @@ def read_azure(path: str | Path) -> Workload:
             whole, _, fraction = stamp.partition(".")
             try:
                 seconds = datetime.fromisoformat(whole)
-                part = float(f"0.{fraction or 0}")
             except ValueError as error:
-                raise rows.error(number, names[0], stamp, "a time as 2023-11-16 18:15:46.680590") from error
+                raise rows.error(number, names[0], stamp, _AZURE_TIME) from error
+            if seconds.tzinfo is not None or not (fraction or "0").isdecimal():
+                raise rows.error(number, names[0], stamp, _AZURE_TIME)
+            part = float(f"0.{fraction or 0}")
             values = []
             for name, text in zip(names[1:], lengths, strict=True):
-                if not text.lstrip("-").isdecimal():
-                    raise rows.error(number, name, text, "an integer")
+                if not text.removeprefix("-").isdecimal() or len(text) > len(str(_MOST)):
+                    raise rows.error(number, name, text[:60], f"an integer up to {_MOST}")
                 values.append(int(text))
             origin = (seconds, part) if origin is None else origin
             time = ((seconds - origin[0]).total_seconds() + (part - origin[1])) * 1e3
