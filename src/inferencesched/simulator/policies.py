@@ -6,6 +6,7 @@ its producer asks the simulated servers themselves.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import inf
 from types import MappingProxyType
 from typing import Final
 
@@ -21,7 +22,8 @@ from inferencesched.scheduler import Scheduler, default_profile
 from inferencesched.scorers import ActiveRequestScorer
 from inferencesched.simulator.server import Fleet
 
-ROLLOUT_COST: Final = Signal("rollout_cost", "ms", freshness="cycle")
+#: Below 0 where a request makes the others quicker: the mocker rounds the mean prompt of a pass down.
+ROLLOUT_COST: Final = Signal("rollout_cost", "ms", freshness="cycle", low=-inf)
 
 #: Who stands at the two ends of every table.
 FLOOR: Final = "random"
