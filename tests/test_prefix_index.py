@@ -332,3 +332,203 @@ class IndexMachine(RuleBasedStateMachine):
 
 
 TestIndexMachine = IndexMachine.TestCase
+
+
+# --- at size -----------------------------------------------------------------------------------------------------
+
+
+class Field:
+    """An index and its twin under the same storm of events: shared prompts, branches, holes, restarts, growth."""
+
+    def __init__(self, seed, endpoints, capacity=None, prompts=6, length=60):
+        self.rng = np.random.default_rng(seed)
+        self.index = isched.PrefixIndex(endpoints, capacity)
+        self.twin = naive_prefix.PrefixIndex(endpoints, capacity)
+        self.fresh = iter(np.random.default_rng(seed + 1).permutation(2**20).tolist())
+        self.chains = [[next(self.fresh) for _ in range(length)] for _ in range(prompts)]
+
+    def chain(self):
+        """One of the chains, or one that branches off it or goes on behind it."""
+        base = self.chains[self.rng.integers(len(self.chains))]
+        if self.rng.random() < 0.5:
+            cut = len(base) if self.rng.random() < 0.5 else int(self.rng.integers(len(base) + 1))
+            base = base[:cut] + [next(self.fresh) for _ in range(self.rng.integers(1, 30))]
+            self.chains.append(base)
+            if len(self.chains) > 40:
+                self.chains.pop(int(self.rng.integers(len(self.chains))))
+        return base[: self.rng.integers(len(base) + 1)] if self.rng.random() < 0.2 else base
+
+    def step(self):
+        kind, slot, chain = self.rng.random(), int(self.rng.integers(len(self.twin.held))), self.chain()
+        if kind < 0.5:
+            self.index.insert(slot, hashes(*chain))
+            self.twin.insert(slot, chain)
+        elif kind < 0.6:
+            depth = self.twin.match(chain)[slot]
+            self.index.insert(slot, hashes(*chain), start=depth)
+            self.twin.insert(slot, chain, depth)
+        elif kind < 0.85:
+            held = list(self.twin.held[slot])
+            if self.rng.random() < 0.5:  # the end of a chain, tail first
+                gone = chain[: int(self.rng.integers(len(chain) + 1)) : -1]
+            else:  # anything
+                gone = [held[i] for i in self.rng.integers(len(held), size=4)] if held else []
+            assert self.index.remove(slot, hashes(*gone)) == self.twin.remove(slot, gone)
+        elif kind < 0.88:
+            self.index.clear(slot)
+            self.twin.clear(slot)
+        else:
+            assert self.index.match(hashes(*chain)).tolist() == self.twin.match(chain)
+
+    def agree(self):
+        self.index.check()
+        assert len(self.index) == len(self.twin.known())
+        assert [self.index.blocks(i) for i in range(len(self.twin.held))] == [len(h) for h in self.twin.held]
+        queries = [hashes(*chain) for chain in self.chains]
+        assert self.index.match_many(queries).tolist() == [self.twin.match(chain) for chain in self.chains]
+
+
+@pytest.mark.parametrize(
+    ("endpoints", "capacity"),
+    [(2, None), (40, None), (3, 200), (40, 70), (1, 9)],
+    ids=str,
+)
+@pytest.mark.parametrize("seed", range(3))
+def test_a_storm_of_events(seed, endpoints, capacity):
+    """Many endpoints crowd the shared runs, thousands of blocks make the table grow, holes and branches abound."""
+    field = Field(seed, endpoints, capacity)
+    for i in range(600):
+        field.step()
+        if i % 40 == 39:
+            field.agree()
+    stats = field.index.stats
+    if capacity is None:
+        assert stats.segments_moved > 0
+    if endpoints == 40:
+        assert stats.columns > 0
+    assert (stats.evicted > 0) == (capacity is not None)
+
+
+def test_growing_endpoints_under_crowded_runs():
+    field = Field(7, 30, prompts=2)
+    for endpoints in (30, 33, 64, 65, 130, 300):
+        field.index.grow(endpoints)
+        field.twin.grow(endpoints)
+        for _ in range(3 * endpoints):
+            field.step()
+        field.agree()
+    assert field.index.stats.columns > 0
+
+
+def test_growth_moves_a_bounded_piece_at_a_time():
+    """Events of 64 blocks: no event moves more than 8 segments, and the answers stay right in between."""
+    index = isched.PrefixIndex(2)
+    rng = np.random.default_rng(5)
+    chain, moved, halfway = np.empty(0, dtype=np.uint64), 0, 0
+    for i in range(700):
+        more = rng.integers(2**64, size=64, dtype=np.uint64)
+        if i % 50 == 0:
+            chain = more
+            index.insert(0, chain)
+        else:
+            index.insert_after(0, int(chain[-1]), more)
+            chain = np.concatenate([chain, more])
+        stats = index.stats
+        assert stats.segments_moved - moved <= 8
+        halfway += stats.segments_moved - moved > 0
+        moved = stats.segments_moved
+        assert index.match(chain).tolist() == [len(chain), 0]
+    index.check()
+    assert len(index) == 700 * 64 and stats.slots == 65_536 and moved == 63 and halfway > 20
+
+
+def test_removing_while_the_table_grows():
+    """Blocks go from the old table and from the new one."""
+    rng = np.random.default_rng(6)
+    index, chains = isched.PrefixIndex(1), []
+    for i in range(900):
+        chains.append(rng.integers(2**64, size=64, dtype=np.uint64))
+        index.insert(0, chains[-1])
+        if i % 3 == 2:
+            gone = chains.pop(int(rng.integers(len(chains))))
+            assert index.remove(0, gone[::-1].copy() if i % 2 else gone) == 64
+        if i % 100 == 99:
+            index.check()
+    assert index.match_many(chains).tolist() == [[64]] * len(chains)
+    index.clear(0)
+    index.check()
+    assert len(index) == 0 and index.stats.runs == 0
+
+
+def test_room_that_was_reserved_needs_no_growth():
+    index = isched.PrefixIndex(1)
+    index.reserve(50_000)
+    slots, moved = index.stats.slots, index.stats.segments_moved
+    rng = np.random.default_rng(8)
+    for _ in range(500):
+        index.insert(0, rng.integers(2**64, size=100, dtype=np.uint64))
+    assert (index.stats.slots, index.stats.segments_moved) == (slots, moved)
+    with pytest.raises(isched.InvalidInputError, match="blocks: got -1"):
+        index.reserve(-1)
+
+
+def test_hashes_that_agree_in_all_bits_a_slot_has():
+    """Two hashes whose product has the same first 34 bits: told apart in full, known or not, removed or not."""
+    inverse = pow(0x9E3779B97F4A7C15, -1, 2**64)
+    top = 0x2ABCDEF01 << 30
+    same = [(top + i) * inverse % 2**64 for i in range(1, 40)]
+    index, twin = isched.PrefixIndex(2), naive_prefix.PrefixIndex(2)
+    for slot, chain in ((0, same[:10]), (1, same[10:20]), (0, [*same[10:14], *same[20:24]])):
+        index.insert(slot, hashes(*chain))
+        twin.insert(slot, chain)
+    for chain in (same[:10], same[:5] + same[25:], same[10:20], same[30:], [*same[10:14], *same[20:28]], same[15:20]):
+        assert index.match(hashes(*chain)).tolist() == (twin.match(chain) if chain != same[15:20] else [0, 0])
+    for chain in (same[5:10], same[12:14]):
+        assert index.remove(0, hashes(*chain)) == twin.remove(0, chain)
+        index.check()
+    assert index.match(hashes(*same[:10])).tolist() == [5, 0]
+
+
+def test_matching_many_is_matching_each():
+    index = isched.PrefixIndex(3)
+    index.insert(0, CHAIN)
+    index.insert(2, OTHER)
+    queries = [CHAIN, OTHER[:3], CHAIN[:0], hashes(9)]
+    assert index.match_many(queries).tolist() == [index.match(each).tolist() for each in queries]
+    out = np.full((4, 3), 9, dtype=np.int32)
+    assert index.match_many(queries, out) is out and out.tolist() == index.match_many(queries).tolist()
+    assert index.match_many([]).shape == (0, 3)
+    with pytest.raises(isched.InvalidInputError, match=r"out: got 'int32 of shape \(4, 3\)'.*shape \(1, 3\)"):
+        index.match_many(queries[:1], out)
+
+
+def test_stats_count_what_has_happened():
+    index = isched.PrefixIndex(2, capacity=4)
+    index.insert(0, CHAIN)
+    index.insert(1, CHAIN[:2])
+    index.remove(1, hashes(102, 7))
+    stats = index.stats
+    assert (stats.blocks, stats.held, stats.evicted, stats.absent) == (4, 5, 1, 1)
+    assert (stats.runs, stats.pieces, stats.columns, stats.slots, stats.segments_moved) == (1, 2, 0, 1024, 0)
+    assert stats.nbytes == index.nbytes > 8 * 1024
+
+
+def test_a_block_is_taken_from_the_middle_of_a_long_run_by_many():
+    """Every endpoint of a crowded run loses another block; each gets its own back."""
+    index, twin = isched.PrefixIndex(60), naive_prefix.PrefixIndex(60)
+    chain = list(range(1000, 1100))
+    for slot in range(60):
+        index.insert(slot, hashes(*chain))
+        twin.insert(slot, chain)
+    assert index.stats.columns == 1
+    for slot in range(60):
+        assert index.remove(slot, hashes(chain[slot])) == twin.remove(slot, [chain[slot]]) == 1
+        index.check()
+        assert index.match(hashes(*chain)).tolist() == twin.match(chain)
+    for slot in range(60):
+        index.insert(slot, hashes(*chain[: slot + 1]), start=slot)
+    assert index.match(hashes(*chain)).tolist() == [100] * 60
+    for slot in range(60):
+        index.clear(slot)
+        index.check()
+    assert index.stats.columns == 0 and len(index) == 0

@@ -8,6 +8,8 @@ from inferencesched.framework import SchedulingProfile, WeightedScorer
 from inferencesched.normalize import minmax
 from inferencesched.pickers import MaxScorePicker
 from inferencesched.pool import InferencePool
+from inferencesched.prefix.hashing import block_hashes
+from inferencesched.prefix.index import PrefixIndex
 from inferencesched.prefix.producer import ApproximatePrefixProducer
 from inferencesched.request import InferenceRequest
 from inferencesched.scheduler import Scheduler
@@ -38,6 +40,26 @@ def warmup() -> None:
     other.schedule(request, pool.snapshot(), now=0.0, rng=rng)
     for _ in range(3):
         scheduler.schedule_and_reserve(request, pool, now=0.0, rng=rng).complete(now=0.0)
-    producer.index.remove(0, np.arange(2, dtype=np.uint64))
-    producer.index.clear(0)
+    _walk_index()
     minmax(pool.snapshot()[WAITING_QUEUE_SIZE])
+
+
+def _walk_index() -> None:
+    """Walk a crowded prefix index through every event, with arrays that may be written to and with others."""
+    index = PrefixIndex(9)
+    tokens = np.arange(320, dtype=np.uint32)
+    tokens.setflags(write=False)
+    chain = block_hashes(tokens, 16)
+    frozen = chain.copy()
+    frozen.setflags(write=False)
+    for slot in range(9):
+        for hashes in (chain, frozen):
+            index.insert(slot, hashes[:5])
+            index.insert_after(slot, int(chain[4]), hashes[5:])
+    for hashes in (chain, frozen):
+        index.match(hashes)
+        index.remove(0, hashes)
+    index.match_many([chain])
+    index.reserve(2_000)
+    index.insert(0, chain)
+    index.clear(0)

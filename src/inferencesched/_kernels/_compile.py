@@ -76,7 +76,48 @@ def _swap_bytes(_context: Any, _a: Any) -> Any:
     return types.uint64(types.uint64), build
 
 
+def _signed(_context: Any, _a: Any) -> Any:
+    def build(_target: Any, _builder: Any, _signature: Any, arguments: Any) -> Any:
+        return arguments[0]
+
+    return types.int64(types.uint64), build
+
+
+def _load(size: int) -> Any:
+    def load(_context: Any, _address: Any) -> Any:
+        def build(_target: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+            word = arguments[0].type
+            cell = type(word)(size)
+            value = builder.load(builder.inttoptr(arguments[0], cell.as_pointer()))
+            return value if size == 64 else builder.sext(value, word)
+
+        return (types.uint64 if size == 64 else types.int64)(types.int64), build
+
+    return load
+
+
+def _store(size: int) -> Any:
+    def store(_context: Any, _address: Any, _value: Any) -> Any:
+        def build(target: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+            word = arguments[0].type
+            cell = type(word)(size)
+            value = arguments[1] if size == 64 else builder.trunc(arguments[1], cell)
+            builder.store(value, builder.inttoptr(arguments[0], cell.as_pointer()))
+            return target.get_dummy_value()
+
+        return types.void(types.int64, types.uint64 if size == 64 else types.int64), build
+
+    return store
+
+
 #: Multiply two uint64 to 128 bits and xor the halves: one instruction and a xor, where Python has four products.
 fold_product: Callable[[np.uint64, np.uint64], np.uint64] = intrinsic(_fold_product)
 #: Reverse the eight bytes of a uint64.
 swap_bytes: Callable[[np.uint64], np.uint64] = intrinsic(_swap_bytes)
+#: Read a uint64 as int64: `int` leaves its type as it is, and with an int64 it would become a float64.
+signed: Callable[[np.uint64], int] = intrinsic(_signed)
+#: Read or write an int32 or a uint64 at an address; whoever passes the address keeps the array alive.
+load32: Callable[[int], int] = intrinsic(_load(32))
+load64: Callable[[int], np.uint64] = intrinsic(_load(64))
+store32: Callable[[int, int], None] = intrinsic(_store(32))
+store64: Callable[[int, np.uint64], None] = intrinsic(_store(64))
