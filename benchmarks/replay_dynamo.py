@@ -50,7 +50,9 @@ def compare(vectors: Path, folder: Path) -> bool:
     rows = [row for row in rows if row["mode"] == "round_robin" and "no-prefix-cache" not in row["tag"]]
     distinct = {(row["trace"], row["workers"], row["blocks"], row["speed"]): row for row in rows}
     traces: dict[str, Workload] = {}
-    print(f"{'trace':10} {'servers':>7} {'blocks':>6} {'speed':>5} | worst error of 8 figures | TPOT p99 | preempted | wall s")
+    print(
+        f"{'trace':10} {'servers':>7} {'blocks':>6} {'speed':>5} | worst error of 8 figures | TPOT p99 | preempted | wall s"
+    )
     worst: dict[str, float] = {}
     readmissions = 0
     for (trace, workers, blocks, speed), row in sorted(distinct.items()):
