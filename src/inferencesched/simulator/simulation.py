@@ -14,7 +14,7 @@ import numpy as np
 
 from inferencesched._typing import FloatArray, IntArray
 from inferencesched.endpoints import KV_BLOCK_SIZE, KV_BLOCKS, KV_CACHE_USAGE, RUNNING_REQUESTS, WAITING_QUEUE_SIZE
-from inferencesched.errors import InvalidInputError
+from inferencesched.errors import InvalidInputError, whole_number
 from inferencesched.pool import InferencePool
 from inferencesched.request import InferenceRequest, Usage
 from inferencesched.reservation import Ledger, Reservation
@@ -46,14 +46,12 @@ class Cluster:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.servers < 1:
-            raise InvalidInputError("servers", self.servers, "an integer of at least 1")
+        whole_number("servers", self.servers, low=1)
         if not (isfinite(self.speedup) and self.speedup > 0):
             raise InvalidInputError("speedup", self.speedup, "a finite number above 0")
         if not (isfinite(self.scrape_ms) and self.scrape_ms >= 0):
             raise InvalidInputError("scrape_ms", self.scrape_ms, "a finite number of at least 0")
-        if self.seed < 0:
-            raise InvalidInputError("seed", self.seed, "an integer of at least 0")
+        whole_number("seed", self.seed)
 
 
 class Replay(NamedTuple):
@@ -81,9 +79,7 @@ class Simulation:
     """
 
     def __init__(self, workload: Workload, policy: Policy, cluster: Cluster) -> None:
-        workload = workload.at_speed(cluster.speedup)
-        if workload.block_size != cluster.engine.block_size:
-            workload = workload.in_blocks(cluster.engine.block_size)
+        workload = workload.at_speed(cluster.speedup).in_blocks(cluster.engine.block_size)
         self.workload = workload
         self.policy = policy
         self.cluster = cluster
@@ -129,7 +125,8 @@ class Simulation:
         """Advance everything to the next arrival; return it and its time in ms. Nothing is decided yet."""
         place = self.decided
         now = self._arrival[place]
-        if now > self._clock:
+        always_fresh = self.policy.scrapes and not self.cluster.scrape_ms
+        if now > self._clock or always_fresh:  # what is always fresh shows whom this very moment brought
             ticks = self._ticks(now) if self.policy.scrapes else None
             self._deliver(self.fleet.advance(now, ticks))
             if ticks is not None:
@@ -171,7 +168,7 @@ class Simulation:
         interval = self.cluster.scrape_ms
         if not interval:
             return np.full(self.cluster.servers, now)
-        ticks: FloatArray = np.floor((now - self._phase) / interval) * interval + self._phase
+        ticks: FloatArray = np.minimum(np.floor((now - self._phase) / interval) * interval + self._phase, now)
         return np.where((ticks > self._scraped) & (ticks >= 0.0), ticks, np.nan)
 
     def _observe(self, ticks: FloatArray) -> None:
