@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from math import isfinite
 from typing import NamedTuple
 
 from inferencesched.errors import InvalidInputError
@@ -30,7 +31,8 @@ def compare(
 ) -> list[Run]:
     """How does each policy do at each load? One run a policy and a load, in that order; all see the same arrivals.
 
-    Errors: those of `simulate`, and `InvalidInputError` for no policy, one given twice, or a load of 0 or less.
+    Errors: those of `simulate`, and `InvalidInputError` for no policy, one given twice, or a load that is not a
+    finite number above 0.
 
     >>> from inferencesched.simulator import Traffic, generate, policy
     >>> traffic = generate(Traffic(requests=20), seed=1)
@@ -42,8 +44,8 @@ def compare(
     names = [policy.name for policy in policies]
     if not names or len(set(names)) != len(names):
         raise InvalidInputError("policies", names, "at least one policy, each once")
-    if not loads or not min(loads) > 0:
-        raise InvalidInputError("loads", list(loads), "numbers above 0, at least one")
+    if not loads or not all(isfinite(load) and load > 0 for load in loads):
+        raise InvalidInputError("loads", list(loads), "finite numbers above 0, at least one")
     runs: list[Run] = []
     total = len(names) * len(loads)
     for policy in policies:
