@@ -4,12 +4,14 @@ Multi-turn conversations behind Zipf-distributed system prompts, some turns aske
 sessions arriving in bursts. Seeded: the same numbers on every machine.
 """
 
+from bisect import insort
 from dataclasses import dataclass
-from math import exp, log
+from math import exp, isfinite, log
+from operator import itemgetter
 
 import numpy as np
 
-from inferencesched.errors import InvalidInputError
+from inferencesched.errors import InvalidInputError, whole_number
 from inferencesched.simulator.workload import Workload
 
 
@@ -40,15 +42,16 @@ class Traffic:
 
     def __post_init__(self) -> None:
         for name in ("requests", "system_prompts", "system_tokens", "user_tokens", "output_tokens", "block_size"):
-            if getattr(self, name) < 1:
-                raise InvalidInputError(name, getattr(self, name), "an integer of at least 1")
+            whole_number(name, getattr(self, name), low=1)
         for name in ("rate", "burst_seconds", "think_seconds", "spread"):
-            if not getattr(self, name) > 0:
-                raise InvalidInputError(name, getattr(self, name), "a number above 0")
+            if not (isfinite(getattr(self, name)) and getattr(self, name) > 0):
+                raise InvalidInputError(name, getattr(self, name), "a finite number above 0")
         if not 1 <= self.burstiness <= 10:
             raise InvalidInputError("burstiness", self.burstiness, "1 to 10")
-        if not self.turns >= 1:
-            raise InvalidInputError("turns", self.turns, "a number of at least 1")
+        if not (isfinite(self.turns) and self.turns >= 1):
+            raise InvalidInputError("turns", self.turns, "a finite number of at least 1")
+        if not isfinite(self.zipf):
+            raise InvalidInputError("zipf", self.zipf, "a finite number")
         if not 0 <= self.branching <= 1:
             raise InvalidInputError("branching", self.branching, "0 to 1")
 
@@ -56,14 +59,14 @@ class Traffic:
 def generate(traffic: Traffic | None = None, *, seed: int = 0) -> Workload:
     """Which requests would such traffic bring?
 
-    Deterministic in (traffic, seed). Cost: about 30 ms for 1,500 requests.
+    Deterministic in (traffic, seed). Cost: about 0.1 s for 1,500 requests.
 
     >>> workload = generate(Traffic(requests=5), seed=1)
     >>> len(workload), workload.block_size, bool((workload.arrival >= 0).all())
     (5, 64, True)
     """
     traffic = Traffic() if traffic is None else traffic
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(whole_number("seed", seed))
     size = traffic.block_size
     weights = 1.0 / np.arange(1, traffic.system_prompts + 1) ** traffic.zipf
     weights /= weights.sum()
@@ -94,10 +97,9 @@ def generate(traffic: Traffic | None = None, *, seed: int = 0) -> Workload:
             new = inputs // size - len(blocks)
             blocks = [*blocks, *range(fresh, fresh + new)]
             fresh += new
-            rows.append((moment * 1e3, inputs, outputs, blocks))
+            insort(rows, (moment * 1e3, inputs, outputs, blocks), key=itemgetter(0))
             histories.append((inputs + outputs, blocks))
             moment += rng.exponential(traffic.think_seconds)
-        rows.sort(key=lambda row: row[0])
     arrival, inputs_, outputs_, ids = zip(*rows[: traffic.requests], strict=True)
     return Workload.of("embedded", arrival, inputs_, outputs_, ids, block_size=size)
 
