@@ -8,6 +8,7 @@
      |    |-- UnknownNameError (LookupError)     a policy, timing, signal or endpoint nobody knows
      |    |-- DuplicateEndpointError             an endpoint name used twice
      |    |-- UnknownParentError                 a suffix of blocks whose parent is not in the index
+     |    |-- KVEventError                       an engine's KV event that cannot be read: names the place
      |    `-- TraceError                         a line of a trace file: names file and line
      |
      |-- PluginError                             the plug-in's fault
@@ -67,6 +68,10 @@ class DuplicateEndpointError(InvalidInputError):
 
 class UnknownParentError(InvalidInputError, LookupError):
     """Which parent block is not in the prefix index?"""
+
+
+class KVEventError(InvalidInputError):
+    """What in an engine's KV event cannot be read, and what was allowed there?"""
 
 
 class TraceError(InvalidInputError):
