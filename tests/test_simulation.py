@@ -261,12 +261,14 @@ def test_a_cluster_that_cannot_be_is_refused(change, message):
     assert str(error.value) == message
 
 
-def test_a_workload_longer_than_the_cache_is_refused_before_anything_runs():
+@pytest.mark.parametrize("kv_blocks", [1, 10])
+def test_a_workload_longer_than_the_cache_is_refused_before_anything_runs(kv_blocks):
+    """Whether its first request fits or not, it is told what its longest needs."""
     told = []
-    workload = Workload.of("long", [0.0] * 9, [64] * 8 + [641], [1] * 9, [[]] * 9, block_size=64)
+    workload = Workload.of("long", [0.0] * 9, [200] * 8 + [641], [1] * 9, [[]] * 9, block_size=64)
     with pytest.raises(InvalidInputError) as error:
-        simulate(workload, policy("random"), Cluster(engine=EngineConfig(kv_blocks=10)), progress=told.append)
-    assert str(error.value) == "kv_blocks: got 10, allowed: at least 11: the longest request must fit"
+        simulate(workload, policy("random"), Cluster(engine=EngineConfig(kv_blocks=kv_blocks)), progress=told.append)
+    assert str(error.value) == f"kv_blocks: got {kv_blocks}, allowed: at least 11: the longest request must fit"
     assert told == []
 
 

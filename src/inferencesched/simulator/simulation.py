@@ -197,8 +197,8 @@ def simulate(
     (20, 0)
     """
     cluster = Cluster() if cluster is None else cluster
+    simulation = Simulation(workload, policy, cluster)  # first: the whole workload has to fit
     _compile(workload, policy, cluster)
-    simulation = Simulation(workload, policy, cluster)
     began = perf_counter()
     for place in range(len(workload)):
         simulation.step()

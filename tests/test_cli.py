@@ -1,0 +1,293 @@
+"""Does the command line say what happened, and what was wrong, in words and in JSON?"""
+
+import json
+
+import pytest
+
+pytest.importorskip("click", reason="the extra `cli` is not installed")
+pytest.importorskip("rich", reason="the extra `cli` is not installed")
+pytest.importorskip("matplotlib", reason="the extra `cli` is not installed")
+
+from inferencesched.cli import main
+from inferencesched.simulator import POLICIES, TIMINGS, generate, read_trace
+
+#: The figures of Dynamo's replay reports, in their order.
+FIGURES = [
+    "completed", "rps", "out_tps", "hit", "hit_first", "ttft_mean", "ttft_p50", "ttft_p90", "ttft_p95", "ttft_p99",
+    "tpot_mean", "tpot_p50", "tpot_p90", "tpot_p99", "itl_mean", "itl_p50", "itl_p99", "e2e_mean", "e2e_p50",
+    "e2e_p90", "e2e_p99", "readmissions", "regret_blocks", "goodput_requests",
+]  # fmt: skip
+#: What differs from run to run.
+TIMES = {"decision_us_p50", "wall_s"}
+#: Two seconds of the real thing for the tests.
+LINES = [
+    {"timestamp": 40 * i, "input_length": 600 + 37 * i, "output_length": 1 + i % 30, "hash_ids": [i % 4, 100 + i]}
+    for i in range(60)
+]
+
+
+@pytest.fixture
+def trace(tmp_path):
+    path = tmp_path / "toy.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in LINES))
+    return path
+
+
+@pytest.fixture
+def broken(trace):
+    """The toy trace with a broken line in the middle."""
+    lines = trace.read_text().splitlines(keepends=True)
+    lines[30] = '{"timestamp": 1200, "input_length": -4, "output_length": 1}\n'
+    trace.write_text("".join(lines))
+    return trace
+
+
+@pytest.fixture
+def run(capsys):
+    """Run the program: its status, standard output and standard error."""
+
+    def program(*arguments):
+        with pytest.raises(SystemExit) as end:
+            main.main([str(argument) for argument in arguments], prog_name="inferencesched")
+        output = capsys.readouterr()
+        return end.value.code or 0, output.out, output.err
+
+    return program
+
+
+@pytest.fixture
+def record(run):
+    """Run the program with --json; it has nothing to say beside it."""
+
+    def program(*arguments):
+        status, out, err = run(*arguments, "--json")
+        assert (status, err) == (0, ""), err
+        return json.loads(out)
+
+    return program
+
+
+def without_times(record):
+    return {key: value for key, value in record.items() if key not in TIMES}
+
+
+# --- simulate ----------------------------------------------------------------------------------------------------
+
+
+def test_simulate_in_json(record, trace):
+    found = record("simulate", trace, "--policy", "least-request", "--servers", 3, "--seed", 7, "--speedup", 2)
+    assert [key for key in found if key in FIGURES] == FIGURES
+    asked = {"policy": "least-request", "trace": "toy", "workers": 3, "blocks": 16_384, "block_size": 64}
+    asked |= {"timing": "dynamo-mocker", "speed": 2.0, "scrape_ms": 50.0, "seed": 7, "completed": len(LINES)}
+    assert {key: found[key] for key in asked} == asked
+    assert found["wall_s"] > 0 and found["decision_us_p50"] > 0
+    assert found.keys() == {*asked, *FIGURES, "offered_rps", *TIMES}
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_the_same_seed_gives_the_same_figures(record, trace, name):
+    one, again = (record("simulate", trace, "--policy", name, "--servers", 2) for _ in range(2))
+    assert without_times(one) == without_times(again)
+
+
+def test_another_seed_gives_other_figures(record, trace):
+    one, other = (record("simulate", trace, "--policy", "random", "--seed", seed) for seed in (0, 1))
+    assert without_times(one) | {"seed": 0} != without_times(other) | {"seed": 0}
+
+
+def test_the_default_policy_is_the_reference_s(record, trace):
+    assert record("simulate", trace)["policy"] == "gie-default"
+
+
+def test_without_a_trace_the_embedded_workload_is_replayed(record):
+    found = record("simulate", "--policy", "round-robin")
+    assert (found["trace"], found["completed"]) == ("embedded", len(generate()))
+
+
+def test_every_option_reaches_the_servers(record, trace):
+    base = ("simulate", trace, "--policy", "gie-default", "--servers", 2)
+    plain = record(*base)
+    for option, key in (
+        (("--timing", "llama-3.1-8b-h100"), "ttft_mean"),
+        (("--kv-blocks", 60), "e2e_mean"),
+        (("--block-size", 512), "e2e_mean"),
+        (("--speedup", 8), "rps"),
+        (("--servers", 1), "e2e_mean"),
+        (("--scrape-ms", 0), "e2e_mean"),
+    ):
+        assert record(*base, *option)[key] != plain[key], option
+
+
+def test_unknown_figures_are_null(record, tmp_path):
+    path = tmp_path / "one.jsonl"
+    path.write_text(json.dumps(LINES[0] | {"output_length": 1}))
+    found = record("simulate", path)
+    assert found["tpot_mean"] is None and found["itl_p50"] is None and found["ttft_mean"] > 0
+
+
+def test_simulate_prints_a_table(run, trace):
+    status, out, err = run("simulate", trace, "--policy", "round-robin", "--servers", 2)
+    assert status == 0
+    assert "round-robin" in out and "TTFT" in out and "toy: 60 requests x1 on 2 servers" in out
+    assert "Traceback" not in out + err
+
+
+# --- compare -----------------------------------------------------------------------------------------------------
+
+
+def test_the_table_names_floor_and_ceiling(run, trace):
+    status, out, _ = run("compare", trace, "--servers", 2)
+    assert status == 0
+    assert all(name in out for name in POLICIES)
+    assert "random (floor)" in out and "clairvoyant (ceiling)" in out
+    assert "not a bound" in out
+
+
+def test_the_table_says_when_floor_or_ceiling_are_left_out(run, trace):
+    _, out, _ = run("compare", trace, "--servers", 2, "--policies", "round-robin, least-request")
+    assert "Left out: random, clairvoyant." in out
+
+
+def test_compare_in_json_is_simulate_of_each(record, trace):
+    found = record("compare", trace, "--servers", 2, "--policies", "random,gie-default", "--loads", "1,2")
+    assert [(row["policy"], row["speed"]) for row in found] == [
+        ("random", 1.0), ("random", 2.0), ("gie-default", 1.0), ("gie-default", 2.0)
+    ]  # fmt: skip
+    for row in found:
+        alone = record("simulate", trace, "--servers", 2, "--policy", row["policy"], "--speedup", row["speed"])
+        assert without_times(row) == without_times(alone)
+
+
+def test_compare_writes_a_picture_and_the_figures(run, trace, tmp_path):
+    out = tmp_path / "new" / "folder"
+    status, printed, err = run(
+        "compare", trace, "--servers", 2, "--policies", "random,round-robin", "--loads", "1,2", "--out", out, "--json"
+    )
+    assert status == 0
+    assert (out / "latency-over-load.png").read_bytes().startswith(b"\x89PNG\r\n")
+    assert json.loads((out / "figures.json").read_text()) == json.loads(printed)
+    assert f"picture: {out / 'latency-over-load.png'}" in err and f"figures: {out / 'figures.json'}" in err
+
+
+def test_with_a_picture_several_loads_are_replayed(run, trace, tmp_path):
+    run("compare", trace, "--servers", 2, "--policies", "random", "--out", tmp_path / "out")
+    figures = json.loads((tmp_path / "out" / "figures.json").read_text())
+    assert [row["speed"] for row in figures] == [0.5, 1.0, 1.5, 2.0]
+
+
+# --- explain -----------------------------------------------------------------------------------------------------
+
+
+def test_explain_says_why_and_what_simulate_then_does(run, record, trace):
+    status, out, err = run("explain", trace, "--servers", 3, "--request", 20)
+    assert (status, err) == (0, "")
+    assert out.startswith("request '20', profile 'default': 'server-")
+    assert all(f"  server-{i}: " in out for i in range(3)) and "PrefixCacheScorer" in out
+    found = record("explain", trace, "--servers", 3, "--request", 20)
+    assert found["request_id"] == "20" and f"'{found['picked'][0]}'" in out.splitlines()[0]
+    assert {candidate["endpoint"] for candidate in found["candidates"]} == {"server-0", "server-1", "server-2"}
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_explain_knows_every_policy(run, trace, name):
+    status, out, err = run("explain", trace, "--servers", 2, "--request", 0, "--policy", name)
+    assert (status, err) == (0, "") and out.startswith("request '0'")
+
+
+# --- what is wrong -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--policy", "best"), f"policy: got 'best', allowed: one of {', '.join(POLICIES)}"),
+        (("--timing", "h100"), f"timing: got 'h100', allowed: one of {', '.join(TIMINGS)}"),
+        (("--servers", "0"), "servers: got 0, allowed: an integer of at least 1"),
+        (("--speedup", "nan"), "speedup: got nan, allowed: a finite number above 0"),
+        (("--speedup", "0"), "speedup: got 0.0, allowed: a finite number above 0"),
+        (("--scrape-ms", "-1"), "scrape_ms: got -1.0, allowed: a finite number of at least 0"),
+        (("--seed", "-1"), "seed: got -1, allowed: an integer of at least 0"),
+        (("--kv-blocks", "0"), "kv_blocks: got 0, allowed: an integer of at least 1"),
+        (("--kv-blocks", "5"), "kv_blocks: got 5, allowed: at least 44: the longest request must fit"),
+        (("--block-size", "48"), "block_size: got 48, allowed: a divisor of 512, the trace's block size"),
+    ],
+)
+@pytest.mark.parametrize("command", ["simulate", "explain"])
+@pytest.mark.parametrize("as_json", [(), ("--json",)])
+def test_an_error_is_one_line_that_names_parameter_value_and_what_is_allowed(
+    run, trace, command, arguments, message, as_json
+):
+    place = ("--request", "5") if command == "explain" else ()
+    status, out, err = run(command, trace, *place, *arguments, *as_json)
+    assert (status, out) == (2, "")
+    assert err.splitlines()[-1] == f"error: {message}"
+    assert len(err.splitlines()) == 1 or not as_json, "but for a progress bar"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--policies", "random,best"), f"policy: got 'best', allowed: one of {', '.join(POLICIES)}"),
+        (
+            ("--policies", "random,random"),
+            "policies: got ['random', 'random'], allowed: at least one policy, each once",
+        ),
+        (("--loads", "1,0"), "loads: got '1,0', allowed: numbers above 0, comma-separated"),
+        (("--loads", "1,nan"), "loads: got '1,nan', allowed: numbers above 0, comma-separated"),
+        (("--loads", "1,,2"), "loads: got '1,,2', allowed: numbers above 0, comma-separated"),
+        (("--loads", "one"), "loads: got 'one', allowed: numbers above 0, comma-separated"),
+    ],
+)
+def test_what_compare_cannot_compare(run, trace, arguments, message):
+    status, out, err = run("compare", trace, *arguments, "--json")
+    assert (status, out, err) == (2, "", f"error: {message}\n")
+
+
+@pytest.mark.parametrize("place", [-1, 60])
+def test_only_a_request_of_the_trace_can_be_explained(run, trace, place):
+    status, out, err = run("explain", trace, "--request", place)
+    assert (status, out, err) == (2, "", f"error: request: got {place}, allowed: 0 to 59\n")
+
+
+@pytest.mark.parametrize("command", ["simulate", "compare", "explain"])
+def test_a_trace_that_is_not_there(run, tmp_path, command):
+    status, out, err = run(command, tmp_path / "missing.jsonl", "--json")
+    path = str(tmp_path / "missing.jsonl")
+    assert (status, out, err) == (2, "", f"error: trace: got {path!r}, allowed: the path of a readable file\n")
+
+
+@pytest.mark.parametrize("command", ["simulate", "compare", "explain"])
+def test_a_broken_line_is_named_and_what_can_be_done(run, broken, command):
+    status, out, err = run(command, broken, "--json")
+    assert (status, out) == (2, "")
+    first, second = err.splitlines()
+    assert first == f"error: {broken}:31: input_length: got -4, allowed: an integer from 1 to 2147483647"
+    assert second == "the 30 requests before it are good: --partial replays them"
+
+
+def test_partial_replays_the_lines_before_it(run, broken, tmp_path):
+    status, out, err = run("simulate", broken, "--partial", "--policy", "round-robin", "--json")
+    assert status == 0 and "replaying the 30 requests before it" in " ".join(err.split())
+    assert f"{broken}:31: input_length: got -4" in err.replace("\n", "")
+    head = tmp_path / "toy_head.jsonl"
+    head.write_text("".join(broken.read_text().splitlines(keepends=True)[:30]))
+    assert len(read_trace(head)) == 30
+    _, expected, _ = run("simulate", head, "--policy", "round-robin", "--json")
+    found, expected = json.loads(out), json.loads(expected)
+    assert without_times(found) == without_times(expected) | {"trace": "toy"} and found["completed"] == 30
+
+
+def test_partial_cannot_replay_nothing(run, tmp_path):
+    path = tmp_path / "bad.jsonl"
+    path.write_text("nothing\n")
+    status, out, err = run("simulate", path, "--partial", "--json")
+    assert (status, out) == (2, "") and err.startswith(f"error: {path}:1: line: got 'nothing', allowed: ")
+    assert len(err.splitlines()) == 1
+
+
+def test_help_and_version(run):
+    for arguments in (("--help",), ("-h",), ("simulate", "--help"), ("compare", "-h"), ("explain", "-h")):
+        status, out, _ = run(*arguments)
+        assert status == 0 and out.startswith("Usage: inferencesched")
+    status, out, _ = run("--version")
+    assert status == 0 and "version" in out
