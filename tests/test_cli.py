@@ -21,7 +21,7 @@ FIGURES = [
 TIMES = {"decision_us_p50", "wall_s"}
 #: Two seconds of the real thing for the tests.
 LINES = [
-    {"timestamp": 40 * i, "input_length": 600 + 37 * i, "output_length": 1 + i % 30, "hash_ids": [i % 4, 100 + i]}
+    {"timestamp": 240 * (i // 6), "input_length": 600 + 37 * i, "output_length": 1 + i % 30, "hash_ids": [i % 4, 100 + i]}
     for i in range(60)
 ]
 
