@@ -1,7 +1,59 @@
 """Who holds which leading blocks of a prompt?"""
 
+from inferencesched.prefix.events import KVEventApplier, KVEventStats
+from inferencesched.prefix.extra_keys import Feature, block_extra_keys, hash_blocks
 from inferencesched.prefix.hashing import block_hashes
 from inferencesched.prefix.index import PrefixIndex
+from inferencesched.prefix.kv_records import (
+    AllBlocksCleared,
+    BlockRemoved,
+    BlockStored,
+    CacheCreated,
+    EventBatch,
+    Tier,
+    UnknownEvent,
+    tier_of,
+)
+from inferencesched.prefix.kv_trtllm import NumberedBatch, decode_trtllm_events
+from inferencesched.prefix.kv_wire import decode_event_batch
 from inferencesched.prefix.producer import ApproximatePrefixProducer
+from inferencesched.prefix.sequence import (
+    EventStream,
+    ReplayRequest,
+    StreamStep,
+    Topic,
+    WireFrame,
+    decode_event_frame,
+    decode_replay_reply,
+    parse_topic,
+)
 
-__all__ = ["ApproximatePrefixProducer", "PrefixIndex", "block_hashes"]
+__all__ = [
+    "AllBlocksCleared",
+    "ApproximatePrefixProducer",
+    "BlockRemoved",
+    "BlockStored",
+    "CacheCreated",
+    "EventBatch",
+    "EventStream",
+    "Feature",
+    "KVEventApplier",
+    "KVEventStats",
+    "NumberedBatch",
+    "PrefixIndex",
+    "ReplayRequest",
+    "StreamStep",
+    "Tier",
+    "Topic",
+    "UnknownEvent",
+    "WireFrame",
+    "block_extra_keys",
+    "block_hashes",
+    "decode_event_batch",
+    "decode_event_frame",
+    "decode_replay_reply",
+    "decode_trtllm_events",
+    "hash_blocks",
+    "parse_topic",
+    "tier_of",
+]

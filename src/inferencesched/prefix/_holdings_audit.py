@@ -35,8 +35,8 @@ def audit(holdings: Holdings, index: PrefixIndex, slot: int, own: int) -> None:
     held = {key for key, counts in holdings.own.items() if counts & LOW}
     assert index.blocks(slot) == len(held), "the index holds what is held"
     for block in blocks.values():
-        if not block.children:
-            chain = holdings.chain(block)
+        chain = holdings.chain(block)
+        if chain and not block.children:
             depth = next((i for i, key in enumerate(chain) if key not in held), len(chain))
             assert index.match(np.array(chain, dtype=np.uint64))[slot] == depth
 

@@ -33,8 +33,8 @@ from inferencesched.prefix.kv_records import (
     tier_of,
     tokens_per_block,
 )
-from inferencesched.prefix.kv_wire import decode_batch
-from inferencesched.prefix.sequence import Step
+from inferencesched.prefix.kv_wire import decode_event_batch
+from inferencesched.prefix.sequence import StreamStep
 
 #: Kinds of attention under which a block is of use to whoever shares the whole prompt up to it: llm-d's and Dynamo's.
 WHOLE_PROMPT = frozenset(("full_attention", "mla_attention", "sink_full_attention"))
@@ -158,7 +158,7 @@ class KVEventApplier:
             self.clear(slot)
             raise
 
-    def take(self, slot: int, step: Step[bytes] | Step[EventBatch]) -> None:
+    def take(self, slot: int, step: StreamStep[bytes] | StreamStep[EventBatch]) -> None:
         """What does a step of the endpoint's stream change? Forget where it says so, then apply what is ready.
 
         Errors: `KVEventError` for a frame that cannot be read. That frame is a hole: the endpoint is cleared, the
@@ -173,7 +173,7 @@ class KVEventApplier:
         wrong: KVEventError | None = None
         for _, payload in step.ready:
             try:
-                self.apply(slot, payload if isinstance(payload, EventBatch) else decode_batch(payload))
+                self.apply(slot, payload if isinstance(payload, EventBatch) else decode_event_batch(payload))
             except KVEventError as error:
                 self.clear(slot)
                 self._counts["unreadable"] += 1

@@ -93,7 +93,7 @@ class _Event(msgspec.Struct, frozen=True):
     attention_dp_rank: _Rank | None = None
 
 
-def decode_trtllm(payload: bytes, *, block_size: int) -> tuple[NumberedBatch, ...]:
+def decode_trtllm_events(payload: bytes, *, block_size: int) -> tuple[NumberedBatch, ...]:
     """What is in the events that TensorRT-LLM gave, as JSON?
 
     `block_size` is the engine's ``tokens_per_block``. A block with fewer tokens is a prompt's unfinished end: it is
@@ -105,7 +105,7 @@ def decode_trtllm(payload: bytes, *, block_size: int) -> tuple[NumberedBatch, ..
     >>> events = b'''{"event_id": 4, "window_size": 512, "data": {"type": "stored", "parent_hash": null, "blocks": [
     ...     {"block_hash": -2, "tokens": [{"token_id": 5}, {"token_id": 6}], "cache_level": 1},
     ...     {"block_hash": 9, "tokens": [{"token_id": 7}]}]}}'''
-    >>> [(sequence, batch)] = decode_trtllm(events, block_size=2)
+    >>> [(sequence, batch)] = decode_trtllm_events(events, block_size=2)
     >>> sequence, batch.events[0].block_hashes, batch.events[0].token_ids, batch.events[0].medium
     (4, (18446744073709551614,), (5, 6), 'CPU')
     """

@@ -123,7 +123,7 @@ _MAP = msgspec.msgpack.Decoder(_Map)
 _ANY = msgspec.msgpack.Decoder()
 
 
-def decode_batch(payload: bytes, *, encoding: Literal["msgpack", "json"] = "msgpack") -> EventBatch:
+def decode_event_batch(payload: bytes, *, encoding: Literal["msgpack", "json"] = "msgpack") -> EventBatch:
     """What is in the payload of one frame?
 
     Tolerated: arrays and maps, at both levels; hashes as signed or unsigned integers or as bytes; missing and unknown
@@ -132,10 +132,10 @@ def decode_batch(payload: bytes, *, encoding: Literal["msgpack", "json"] = "msgp
     Cost: one pass over the bytes; see benchmarks in the docs. Errors: `KVEventError` for anything else, above all for
     payloads that are cut off, nested too deep, out of range, or whose tokens do not fill their blocks.
 
-    >>> batch = decode_batch(b'[0.5, [["BlockStored", [-1], null, [7, 8], 2]], 3]', encoding="json")
+    >>> batch = decode_event_batch(b'[0.5, [["BlockStored", [-1], null, [7, 8], 2]], 3]', encoding="json")
     >>> batch.data_parallel_rank, batch.events[0].block_hashes, batch.events[0].token_ids
     (3, (18446744073709551615,), (7, 8))
-    >>> decode_batch(b'[0.5, [{"type": "BlockRemoved", "block_hashes": ["a"]}]]', encoding="json")
+    >>> decode_event_batch(b'[0.5, [{"type": "BlockRemoved", "block_hashes": ["a"]}]]', encoding="json")
     Traceback (most recent call last):
     ...
     inferencesched.errors.KVEventError: events[0].block_hashes[0]: got 'str', allowed: `int | bytes`

@@ -67,7 +67,7 @@ class ReplayRequest(NamedTuple):
         return b"", self.start.to_bytes(8, "big")
 
 
-class Step(NamedTuple, Generic[Payload]):
+class StreamStep(NamedTuple, Generic[Payload]):
     """What follows from a frame?
 
     If `forget`, what was known of the endpoint is not true any more. Then `ready`, (sequence, payload) in order, are to
@@ -92,9 +92,9 @@ class EventStream(Generic[Payload]):
 
     >>> stream = EventStream()
     >>> stream.live(0, "a")
-    Step(kind='next', ready=((0, 'a'),), request=None, forget=False, lost=0)
+    StreamStep(kind='next', ready=((0, 'a'),), request=None, forget=False, lost=0)
     >>> stream.live(2, "c")
-    Step(kind='gap', ready=(), request=ReplayRequest(start=1), forget=False, lost=0)
+    StreamStep(kind='gap', ready=(), request=ReplayRequest(start=1), forget=False, lost=0)
     >>> stream.replayed(1, "b").ready
     ((1, 'b'), (2, 'c'))
     >>> stream.replay_ended().kind
@@ -144,7 +144,7 @@ class EventStream(Generic[Payload]):
         """
         return self._behind
 
-    def live(self, sequence: int, payload: Payload) -> Step[Payload]:
+    def live(self, sequence: int, payload: Payload) -> StreamStep[Payload]:
         """What follows from a frame that the engine published?"""
         restart = _sequence(sequence) == 0 and self._last_live > 0
         if restart:
@@ -153,16 +153,16 @@ class EventStream(Generic[Payload]):
         self._last_live = max(self._last_live, sequence)
         if sequence == self.expected:
             kind: StepKind = "restart" if restart else "next"
-            return Step(kind, self._ready(payload), forget=restart)
+            return StreamStep(kind, self._ready(payload), forget=restart)
         if sequence < self.expected:
             self._behind += 1
-            return Step("duplicate")
+            return StreamStep("duplicate")
         self._held.setdefault(sequence, payload)
         if not self._replay or len(self._held) > self._hold:
             return self.give_up()
-        return Step("held") if self._replaying else self._ask()
+        return StreamStep("held") if self._replaying else self._ask()
 
-    def replayed(self, sequence: int, payload: Payload) -> Step[Payload]:
+    def replayed(self, sequence: int, payload: Payload) -> StreamStep[Payload]:
         """What follows from a frame that the replay socket sent? Its end, sequence END, is `replay_ended`.
 
         What the socket still holds after a restart is of the old process: throw it away before the next request.
@@ -170,32 +170,32 @@ class EventStream(Generic[Payload]):
         if sequence == END:
             return self.replay_ended()
         if _sequence(sequence) < self.expected or not self._replaying:
-            return Step("duplicate")
+            return StreamStep("duplicate")
         if sequence == self.expected:
             self._empty = 0
-            return Step("next", self._ready(payload))
+            return StreamStep("next", self._ready(payload))
         self._held.setdefault(sequence, payload)
-        return self.give_up() if len(self._held) > self._hold else Step("held")
+        return self.give_up() if len(self._held) > self._hold else StreamStep("held")
 
-    def replay_ended(self) -> Step[Payload]:
+    def replay_ended(self) -> StreamStep[Payload]:
         """Was that all? Where frames are still missing, ask again; where two replays in a row brought none, give up."""
         if not self._replaying or not self._held:
             self._replaying, self._empty = False, 0
-            return Step("end")
+            return StreamStep("end")
         self._empty += 1
         return self.give_up() if self._empty > 1 else self._ask()
 
-    def give_up(self) -> Step[Payload]:
+    def give_up(self) -> StreamStep[Payload]:
         """What now, as missing frames will not come? Forget, and go on with the first frame held, if any."""
         self._replaying, self._empty = False, 0
         if not self._held:
-            return Step("end")
+            return StreamStep("end")
         first = min(self._held)
         lost, self.expected = first - self.expected, first
-        step = Step("lost", self._ready(self._held.pop(first)), forget=True, lost=lost)
+        step = StreamStep("lost", self._ready(self._held.pop(first)), forget=True, lost=lost)
         return step._replace(request=self._ask().request) if self._held else step
 
-    def process_started(self, at: float) -> Step[Payload]:
+    def process_started(self, at: float) -> StreamStep[Payload]:
         """Is it still the same process? `at` is its start time in seconds, as ``process_start_time_seconds`` tells.
 
         A new time is a restart, unless frame 0 has told of it already. A restarted engine whose frame 0 was missed
@@ -204,9 +204,9 @@ class EventStream(Generic[Payload]):
         known, self._process = self._process, finite_time(at)
         told, self._told = self._told and not self._behind, False
         if known is None or known == at or told:
-            return Step("same")
+            return StreamStep("same")
         self._begin()
-        step: Step[Payload] = self._ask() if self._replay else Step("restart")
+        step: StreamStep[Payload] = self._ask() if self._replay else StreamStep("restart")
         return step._replace(kind="restart", forget=True)
 
     def check(self) -> None:
@@ -226,9 +226,9 @@ class EventStream(Generic[Payload]):
             self.expected += 1
         return tuple(ready)
 
-    def _ask(self) -> Step[Payload]:
+    def _ask(self) -> StreamStep[Payload]:
         self._replaying = True
-        return Step("gap", request=ReplayRequest(self.expected))
+        return StreamStep("gap", request=ReplayRequest(self.expected))
 
     def _begin(self) -> None:
         self.expected, self._replaying, self._empty = 0, False, 0
@@ -236,12 +236,12 @@ class EventStream(Generic[Payload]):
         self._held.clear()
 
 
-def decode_frame(parts: Sequence[bytes]) -> WireFrame:
+def decode_event_frame(parts: Sequence[bytes]) -> WireFrame:
     r"""What did the engine publish? `parts` are topic, sequence and payload.
 
     Errors: `KVEventError` for another number of parts, and for a sequence that is not 8 bytes or below 0.
 
-    >>> decode_frame([b"kv@10.0.0.7:8000@tiny", bytes(7) + b"\x1b", b"..."])
+    >>> decode_event_frame([b"kv@10.0.0.7:8000@tiny", bytes(7) + b"\x1b", b"..."])
     WireFrame(topic='kv@10.0.0.7:8000@tiny', sequence=27, payload=b'...')
     """
     if len(parts) != 3:
@@ -252,12 +252,12 @@ def decode_frame(parts: Sequence[bytes]) -> WireFrame:
     return WireFrame(_text(parts[0]), sequence, bytes(parts[2]))
 
 
-def decode_reply(parts: Sequence[bytes]) -> WireFrame:
+def decode_replay_reply(parts: Sequence[bytes]) -> WireFrame:
     r"""What did the replay socket answer? `parts` are an empty one, the topic, sequence and payload.
 
     SGLang and older vLLM leave out the topic. The end has `sequence` END.
 
-    >>> decode_reply([b"", b"", b"\xff" * 8, b""]).sequence
+    >>> decode_replay_reply([b"", b"", b"\xff" * 8, b""]).sequence
     -1
     """
     if len(parts) not in (3, 4) or parts[0]:
