@@ -44,6 +44,8 @@ from inferencesched._kernels.prefix_memory import (
     PENDING,
     PIECES,
     RUN,
+    SOLE,
+    SOLE_CUT,
     START,
     TO_TRIM,
     TOP,
@@ -161,7 +163,7 @@ def _delete(root: IntArray, run: int, link: int, ends: int) -> None:
 
 @kernel
 def _settle(root: IntArray, unit: int, endpoint: int) -> None:
-    """Bring a run's column up to date after a change of one endpoint's pieces, and note what has to be done to it."""
+    """Bring what a run keeps for matching up to date after a change of one endpoint's pieces; note what has to be done."""
     run = at(root, unit)
     column = load32(run + COLUMN)
     if column != 0:
@@ -178,6 +180,13 @@ def _settle(root: IntArray, unit: int, endpoint: int) -> None:
         store32(cuts + (endpoint << 2), cut)
         if load32(run + COUNT) <= _crowd(root) >> 1:
             _uncrowd(root, run)
+    sole = 0
+    if load32(run + COUNT) == 1:
+        here = at(root, load32(run + HEAD))
+        if load32(here + LO) == 0:
+            sole = load32(here + ENDPOINT) + 1
+            store32(run + SOLE_CUT, load32(here + HI))
+    store32(run + SOLE, sole)
     if load32(run + ENDING) == 0 and load32(run + ENDING_CHILDREN) == 0 and load32(run + PENDING) == 0:
         store32(run + PENDING, root[TO_TRIM] if root[TO_TRIM] != 0 else -1)
         root[TO_TRIM] = unit

@@ -5,7 +5,8 @@ of 8,192 units of 32 bytes. A record is named by its first unit, never 0; its fi
 offset:
 
 * a run, two units: blocks that follow each other, held by some endpoints and not by others. Runs never split: a child
-  may hang on any block of its parent, and a run grows at its end. `START` is the depth of its first block;
+  may hang on any block of its parent, and a run grows at its end. `START` is the depth of its first block; where it has a single piece, from its first block on, `SOLE`
+  is the endpoint + 1 and `SOLE_CUT` the piece's end, so that matching need not look at the piece;
 * a chunk, two units: the hashes of six blocks of a run in order; a run's chunks are a stack, `LAST` on top;
 * a piece, one unit: an endpoint holds blocks [LO, HI) of a run. A run's pieces are a list by endpoint and `LO`, an
   endpoint's are a list from `OLDEST` to `NEWEST`;
@@ -34,7 +35,7 @@ FOUND, COVER, TO_TRIM, CROWDED = range(21, 25)
 PAGES = 32
 
 PARENT, START, LENGTH, LAST, HEAD, COUNT, COLUMN = range(0, 28, 4)
-ENDING, CHILD, ENDING_CHILDREN, NEXT, PREVIOUS, LEVEL, PENDING = range(28, 56, 4)
+ENDING, CHILD, ENDING_CHILDREN, NEXT, PREVIOUS, LEVEL, PENDING, SOLE, SOLE_CUT = range(28, 64, 4)
 OWNER, BASE, BELOW, _, HASHES = range(0, 20, 4)
 ENDPOINT, LO, HI, FOLLOW, OLDER, NEWER, RUN = range(0, 28, 4)
 WIDTH, CUTS = 0, 32

@@ -7,7 +7,7 @@ Probes compare 34 bits; the block found in the end is compared in full, and its 
 
 import numpy as np
 
-from inferencesched._kernels._compile import kernel, load32, load64, signed
+from inferencesched._kernels._compile import array32, kernel, load32, load64, prefetch, signed
 from inferencesched._kernels.prefix_memory import (
     BITS,
     COLUMN,
@@ -23,6 +23,8 @@ from inferencesched._kernels.prefix_memory import (
     OLD,
     OLD_BITS,
     PARENT,
+    SOLE,
+    SOLE_CUT,
     START,
     TABLE,
     U0,
@@ -38,6 +40,9 @@ from inferencesched._kernels.prefix_memory import (
     run_of,
 )
 from inferencesched._typing import DepthArray, HashArray, IntArray
+
+WAYS = 8  # of the search: so many probes are under way at once
+U64 = np.uint64(64)
 
 
 @kernel
@@ -64,6 +69,12 @@ def _look(root: IntArray, block: np.uint64) -> int:
 
 
 @kernel
+def _fetch(root: IntArray, block: np.uint64) -> None:
+    """Start to read where a block would like to be; while the table grows, in the new table."""
+    prefetch(root[TABLE] + (signed((block * MIX) >> (U64 - np.uint64(root[BITS]))) << 3))
+
+
+@kernel
 def depth_of(root: IntArray, name: int) -> int:
     """Return a block's depth: how many are before it."""
     return load32(at(root, run_of(root, name)) + START) + offset_of(root, name)
@@ -74,8 +85,12 @@ def deepest(root: IntArray, chain: HashArray, first: int) -> tuple[int, int]:
     """Return how many of the chain's first blocks are known, and the last of those; `first` is the depth of block 0."""
     low, high, name = 0, chain.shape[0], 0
     while low < high:
-        step = (high - low + 7) >> 3
+        step = (high - low + WAYS - 1) // WAYS
         end = high
+        position = low - 1
+        while position < end - 1:  # all at once: reading them one after the other waits for each
+            position = min(position + step, end - 1)
+            _fetch(root, chain[position])
         position = low - 1
         while position < end - 1:
             position = min(position + step, end - 1)
@@ -101,14 +116,20 @@ def deepest(root: IntArray, chain: HashArray, first: int) -> tuple[int, int]:
 def _credit(root: IntArray, run: int, cover: int, out: DepthArray) -> None:
     """Take each endpoint that has got as far as this run on through it; `cover` of its blocks are asked for."""
     start = load32(run + START)
+    sole = load32(run + SOLE)
+    if sole != 0:
+        if out[sole - 1] == start:
+            out[sole - 1] = start + min(load32(run + SOLE_CUT), cover)
+        return
     column = load32(run + COLUMN)
     if column != 0:
-        cuts = at(root, column)
-        width = load32(cuts + WIDTH)
-        cuts += CUTS
-        for e in range(min(width, out.shape[0])):
-            reached = min(load32(cuts + (e << 2)), cover)
-            out[e] = start + reached if out[e] == start else out[e]
+        here = at(root, column)
+        cuts = array32(here + CUTS, load32(here + WIDTH))
+        # In int32 throughout, so that eight fit into a register.
+        first, most = np.int32(start), np.int32(cover)
+        for e in range(min(cuts.shape[0], out.shape[0])):
+            reached = min(cuts[e], most)
+            out[e] = np.int32(first + reached) if out[e] == first else out[e]
         return
     piece = load32(run + HEAD)
     while piece != 0:
@@ -150,9 +171,15 @@ def _depths(root: IntArray, chain: HashArray, out: DepthArray) -> None:
 
 
 @kernel
-def match(root: IntArray, chain: HashArray, out: DepthArray) -> None:
-    """Fill out, int32[E], with how many of the chain's first blocks each endpoint holds."""
+def match(root: IntArray, chain: HashArray, out: DepthArray) -> bool:
+    """Fill out, int32[E], with how many of the chain's first blocks each endpoint holds.
+
+    False, and nothing done, where the chain is not contiguous: the caller need not ask, which costs more than this.
+    """
+    if chain.shape[0] > 1 and chain.strides[0] != chain.itemsize:
+        return False
     _depths(root, chain, out)
+    return True
 
 
 @kernel

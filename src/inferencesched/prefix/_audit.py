@@ -31,7 +31,7 @@ from inferencesched.prefix._memory import Memory
 
 #: Fields as positions of int32 in a record.
 PARENT, START, LENGTH, LAST, HEAD, COUNT, COLUMN = range(7)
-ENDING, CHILD, ENDING_CHILDREN, NEXT, PREVIOUS, LEVEL, PENDING = range(7, 14)
+ENDING, CHILD, ENDING_CHILDREN, NEXT, PREVIOUS, LEVEL, PENDING, SOLE, SOLE_CUT = range(7, 16)
 OWNER, BASE, BELOW, _, HASHES = range(5)
 ENDPOINT, LO, HI, FOLLOW, OLDER, NEWER, RUN = range(7)
 MIX, WORD = int(MULTIPLIER), (1 << 64) - 1
@@ -168,6 +168,10 @@ class _Book:
                 if at(one, ENDPOINT) == at(other, ENDPOINT):
                     assert at(one, HI) < at(other, LO) + (self.root[CAPACITY] > 0)
             assert at(unit, COUNT) == len(mine)
+            if len(mine) == 1 and at(mine[0], LO) == 0:
+                assert (at(unit, SOLE), at(unit, SOLE_CUT)) == (at(mine[0], ENDPOINT) + 1, at(mine[0], HI))
+            else:
+                assert at(unit, SOLE) == 0
             assert at(unit, ENDING) == sum(at(piece, HI) == at(unit, LENGTH) for piece in mine)
         assert columns == self.root[COLUMNS]
         assert sum(map(len, found.values())) == self.root[PIECES]

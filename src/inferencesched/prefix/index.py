@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, final
 
 import numpy as np
 
+from inferencesched._kernels._compile import entry
 from inferencesched._kernels.prefix_events import STORED_AND_CROWDED, UNKNOWN_PARENT, store, store_after, take, take_all
 from inferencesched._kernels.prefix_holders import crowd
 from inferencesched._kernels.prefix_memory import (
@@ -99,6 +100,11 @@ class PrefixIndex:
         self.endpoints = endpoints
         self._memory = Memory(endpoints, capacity)
         self._out: DepthArray | None = None
+        root, hashes, depths = self._memory.root, np.empty(0, dtype=_HASH), np.empty(0, dtype=_DEPTH)
+        self._match = entry(match, root, hashes, depths)
+        self._store = entry(store, root, 0, hashes, 0)
+        self._store_after = entry(store_after, root, 0, np.uint64(0), hashes)
+        self._take = entry(take, root, 0, hashes)
 
     def __len__(self) -> int:
         """How many different blocks are known?"""
@@ -129,13 +135,14 @@ class PrefixIndex:
 
         `out`, int32[E] and contiguous, is filled and returned where given.
         """
-        if type(hashes) is not np.ndarray or hashes.dtype != _HASH or hashes.strides != (8,):
+        if type(hashes) is not np.ndarray or hashes.dtype != _HASH or hashes.ndim != 1:
             hashes = self._hashes(hashes)
         if out is None:
             out = np.empty(self.endpoints, dtype=_DEPTH)
         elif out is not self._out:
             self._out = self._checked(out, (self.endpoints,))
-        match(self._memory.root, hashes, out)
+        if not self._match(self._memory.root, hashes, out):
+            self._match(self._memory.root, np.ascontiguousarray(hashes), out)
         return out
 
     def match_many(self, hashes: Sequence[HashArray], out: DepthArray | None = None) -> DepthArray:
@@ -162,7 +169,7 @@ class PrefixIndex:
         if not 0 <= start <= len(chain):
             raise InvalidInputError("start", start, f"an integer in [0, len(hashes) = {len(chain)}]")
         self._prepare(len(chain))
-        self._finish(store(self._memory.root, slot, chain, start), chain)
+        self._finish(self._store(self._memory.root, slot, chain, start), chain)
 
     def insert_after(self, slot: int, parent: int, hashes: HashArray) -> None:
         """Which blocks behind a known one does the endpoint hold from now on? As an engine reports what it stored.
@@ -174,7 +181,7 @@ class PrefixIndex:
         if not 0 <= parent < 1 << 64:
             raise InvalidInputError("parent", parent, "an integer in [0, 2^64)")
         self._prepare(len(chain))
-        answer = store_after(self._memory.root, slot, np.uint64(parent), chain)
+        answer = self._store_after(self._memory.root, slot, np.uint64(parent), chain)
         if answer == UNKNOWN_PARENT:
             raise UnknownParentError("parent", int(parent), "the hash of a block that is in the index")
         self._finish(answer, chain)
@@ -183,7 +190,7 @@ class PrefixIndex:
         """How many of these blocks did the endpoint hold? It holds them no more; others are counted and passed over."""
         slot, blocks = self._slot(slot), self._hashes(hashes)
         self._memory.reserve(0, 2 * len(blocks) + 2)
-        return take(self._memory.root, slot, blocks)
+        return self._take(self._memory.root, slot, blocks)
 
     def clear(self, slot: int) -> None:
         """Is the endpoint empty, as after a restart? It is after this. Cost: what it holds, not what the index does."""
