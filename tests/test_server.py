@@ -173,6 +173,60 @@ def test_block_ids_must_fit_into_31_bits():
         fleet_of([(128, 128, [2**31 - 4])])
 
 
+@pytest.mark.parametrize("server", [-1, 2, 1000])
+def test_a_server_that_is_not_there_is_refused(server):
+    fleet = fleet_of([(9, 1, [])], servers=2)
+    before = bytes_of(fleet)
+    with pytest.raises(InvalidInputError) as error:
+        fleet.enqueue(0, server, 0.0)
+    assert str(error.value) == f"server: got {server}, allowed: 0 to 1"
+    assert bytes_of(fleet) == before
+
+
+@pytest.mark.parametrize("place", [-1, 1, 2])
+def test_a_request_that_is_not_there_or_was_sent_before_is_refused(place):
+    fleet = fleet_of([(9, 1, [])] * 2)
+    fleet.enqueue(1, 0, 0.0)
+    before = bytes_of(fleet)
+    for send in (lambda: fleet.enqueue(place, 0, 1.0), lambda: fleet.rollout(place, 1.0)):
+        with pytest.raises(InvalidInputError) as error:
+            send()
+        assert str(error.value) == f"place: got {place}, allowed: a request of the trace that was not sent yet"
+    assert bytes_of(fleet) == before
+
+
+@pytest.mark.parametrize("now", [nan, inf, -inf])
+def test_a_time_that_is_not_finite_is_refused(now):
+    fleet = fleet_of([(9, 1, [])])
+    for send in (lambda: fleet.enqueue(0, 0, now), lambda: fleet.rollout(0, now)):
+        with pytest.raises(InvalidInputError, match=f"^now: got {now}, allowed: a finite number of ms$"):
+            send()
+
+
+def test_time_cannot_be_unknown_and_samples_are_one_a_server():
+    fleet = fleet_of([(9, 1, [])], servers=2)
+    with pytest.raises(InvalidInputError, match="^until: got nan, allowed: ms, or inf for the end of all work$"):
+        fleet.advance(nan)
+    for samples in (np.zeros(1), np.zeros(3), np.zeros((2, 1)), np.zeros(2, dtype=np.int64)):
+        with pytest.raises(InvalidInputError, match="^samples: got .*, allowed: float64\\[2\\]$"):
+            fleet.advance(1.0, samples)
+
+
+@pytest.mark.parametrize("row", [(0, 1, []), (1, -1, [])])
+def test_requests_without_a_prompt_are_refused(row):
+    """A server would make passes for ever that compute nothing."""
+    with pytest.raises(
+        InvalidInputError, match="^input_tokens, output_tokens: got .*, allowed: at least 1, at least 0$"
+    ):
+        fleet_of([(9, 1, []), row])
+
+
+@pytest.mark.parametrize("servers", [0, -1, 1.5])
+def test_a_fleet_has_a_whole_number_of_servers(servers):
+    with pytest.raises(InvalidInputError, match=f"^servers: got {servers}, allowed: an integer of at least 1$"):
+        fleet_of([(9, 1, [])], servers=servers)
+
+
 def test_percentiles_of_gaps_are_those_of_numpy_over_every_gap():
     rows = [(7 * i + 1, i % 5, []) for i in range(12)]
     fleet = fleet_of(rows, kv_blocks=25, block_size=4, max_tokens=16)

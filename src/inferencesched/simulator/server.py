@@ -4,7 +4,7 @@ A `Fleet` is all servers of one replay: the state of their engines, advanced by 
 trace, output lengths included; nothing of that reaches a scheduler but through signals and events.
 """
 
-from math import inf
+from math import inf, isfinite, isnan
 from typing import Final, NamedTuple, final
 
 import numpy as np
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from inferencesched._kernels import serving
 from inferencesched._kernels import serving_state as columns
 from inferencesched._typing import FloatArray, IntArray
-from inferencesched.errors import InvalidInputError
+from inferencesched.errors import InvalidInputError, whole_number
 from inferencesched.simulator.engine import EngineConfig, StepTime, settings
 
 FIRST_TOKEN: Final = columns.TOKEN_EVENT
@@ -82,7 +82,7 @@ class Fleet:
     Results, by place in the trace: ``first_token`` and ``finish`` float64[N] ms (NaN: not yet), ``server`` int64[N] (-1:
     not sent). Cost: about 10 ns a running request and pass; 2,000 passes a second of simulated time are a busy fleet.
 
-    Errors: `InvalidInputError` for a server that cannot hold the longest request.
+    Errors: `InvalidInputError` for no servers, a prompt of no tokens, or a server that cannot hold the longest request.
 
     >>> from inferencesched.simulator.engine import timing
     >>> lengths = np.array([100, 100]), np.array([3, 3])
@@ -107,8 +107,11 @@ class Fleet:
         offsets: IntArray,
     ) -> None:
         self.config = config
-        self.servers = servers
+        self.servers = whole_number("servers", servers, low=1)
         size, total = config.block_size, len(input_tokens)
+        if input_tokens.min(initial=1) < 1 or output_tokens.min(initial=0) < 0:  # the first would never be answered
+            shortest = (int(input_tokens.min(initial=1)), int(output_tokens.min(initial=0)))
+            raise InvalidInputError("input_tokens, output_tokens", shortest, "at least 1, at least 0")
         longest = int((input_tokens + output_tokens).max(initial=0))
         if longest > config.kv_tokens:
             needed = -(-longest // size)
@@ -145,8 +148,13 @@ class Fleet:
         """Let every server run up to `until`, ms; what starts at that very time waits for what may arrive then.
 
         `samples` float64[S] says when each server's ``signals`` are read on the way, NaN for those that are not.
+        Errors: `InvalidInputError` for a time that is NaN, or samples of another shape.
         """
         live = self._live
+        if isnan(until):
+            raise InvalidInputError("until", until, "ms, or inf for the end of all work")
+        if samples is not None and (samples.shape != (self.servers,) or samples.dtype != np.float64):
+            raise InvalidInputError("samples", f"{samples.dtype}{list(samples.shape)}", f"float64[{self.servers}]")
         serving.advance(live, until, self._never if samples is None else samples, self.signals)
         count = int(live.tally[columns.EVENTS])
         live.tally[columns.EVENTS] = 0
@@ -157,7 +165,14 @@ class Fleet:
         return Events(time.copy(), kind.copy(), request.astype(np.int64))
 
     def enqueue(self, place: int, server: int, now: float) -> None:
-        """Send the request at this place of the trace to a server, at `now` ms."""
+        """Send the request at this place of the trace to a server, at `now` ms.
+
+        Errors: `InvalidInputError` for a server that is not there, a request that is not there or was sent before, or
+        a time that is not finite.
+        """
+        if not 0 <= server < self.servers:
+            raise InvalidInputError("server", server, f"0 to {self.servers - 1}")
+        self._to_send(place, now)
         live = self._live
         serving.overlaps(live, place, self._overlap)
         self.regret_blocks += int(self._overlap.max() - self._overlap[server])
@@ -168,7 +183,9 @@ class Fleet:
         """What if this request went to each server, and nothing came after it? On copies: nothing changes.
 
         Cost: a copy of every server and a run until it is empty; what it held before is foreseen once a change.
+        Errors: as `enqueue`.
         """
+        self._to_send(place, now)
         if self._trial is None:
             live = self._live
             self._trial = _state(1, self.config, live.requests.copy(), live.blocks, self._timing)
@@ -184,6 +201,14 @@ class Fleet:
             outcome.finish[server] = times[place, columns.FINISH]
             outcome.delay[server] = float((times[members, columns.FINISH] - self._expected[members]).sum())
         return outcome
+
+    def _to_send(self, place: int, now: float) -> None:
+        """Refuse what the kernels would not survive: they check no bounds."""
+        requests = self._live.requests
+        if not (0 <= place < len(requests) and requests[place, columns.SERVER] < 0):
+            raise InvalidInputError("place", place, "a request of the trace that was not sent yet")
+        if not isfinite(now):
+            raise InvalidInputError("now", now, "a finite number of ms")
 
     def _try(self, server: int, place: int | None = None, now: float = 0.0) -> IntArray:
         """Run a copy of a server until it is empty, with one request more if asked; return who was in flight there."""
