@@ -190,8 +190,8 @@ def refused(where: str, error: Exception) -> KVEventError:
     if not isinstance(error, msgspec.ValidationError):
         return KVEventError(where, words, "one whole message of the stated encoding")
     expected, _, got = words.partition(", got ")
-    place = where + path.strip("`").removeprefix("$")
-    return KVEventError(place, got.strip("`") or "another", expected.removeprefix("Expected "))
+    place = where + (path.strip("`").removeprefix("$") if path.startswith("`$") else f" ({path})" if path else "")
+    return KVEventError(place, got.strip("`") or "another value", expected.removeprefix("Expected "))
 
 
 def _is_array(payload: bytes) -> bool:
