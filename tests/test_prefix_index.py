@@ -1,5 +1,8 @@
 """Does the index answer what a set of hashes an endpoint answers, whatever was stored, lost and stored again?"""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -500,6 +503,12 @@ def test_matching_many_is_matching_each():
     assert index.match_many([]).shape == (0, 3)
     with pytest.raises(isched.InvalidInputError, match=r"out: got 'int32 of shape \(4, 3\)'.*shape \(1, 3\)"):
         index.match_many(queries[:1], out)
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_an_index_is_not_copied(copied):
+    with pytest.raises(TypeError, match="cannot be copied or pickled"):
+        copied(isched.PrefixIndex(1))
 
 
 def test_stats_count_what_has_happened():

@@ -24,7 +24,7 @@ A block is known while somebody holds it or a block behind it: what is known is 
 
 import numpy as np
 
-from inferencesched._kernels._compile import kernel, load32, load64, signed
+from inferencesched._kernels._compile import kernel, load32, load64, prefetch, signed
 from inferencesched._typing import IntArray
 
 TABLE, BITS, OLD, OLD_BITS, MOVE_FROM, MOVED, USED = range(7)
@@ -46,7 +46,7 @@ SEGMENT = 1024  # slots
 PAGE = 8192  # units
 MIX = np.uint64(0x9E3779B97F4A7C15)
 NAME = np.uint64((1 << 30) - 1)
-U30, U34, U1, U0 = np.uint64(30), np.uint64(34), np.uint64(1), np.uint64(0)
+U64, U34, U30, U1, U0 = (np.uint64(n) for n in (64, 34, 30, 1, 0))
 
 
 @kernel
@@ -91,6 +91,12 @@ def moved(root: IntArray, tag: np.uint64) -> bool:
     bits = root[OLD_BITS]
     home = signed(tag >> (U34 - np.uint64(bits)))
     return bool(((home - root[MOVE_FROM]) & ((1 << bits) - 1)) < root[MOVED])
+
+
+@kernel
+def fetch(root: IntArray, block: np.uint64) -> None:
+    """Start to read where a block would like to be; while the table grows, in the new one."""
+    prefetch(root[TABLE] + (signed((block * MIX) >> (U64 - np.uint64(root[BITS]))) << 3))
 
 
 @kernel

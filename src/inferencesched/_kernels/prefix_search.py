@@ -7,7 +7,7 @@ Probes compare 34 bits; the block found in the end is compared in full, and its 
 
 import numpy as np
 
-from inferencesched._kernels._compile import array32, kernel, load32, load64, prefetch, signed
+from inferencesched._kernels._compile import array32, kernel, load32, load64, signed
 from inferencesched._kernels.prefix_memory import (
     BITS,
     COLUMN,
@@ -33,6 +33,7 @@ from inferencesched._kernels.prefix_memory import (
     U34,
     WIDTH,
     at,
+    fetch,
     find,
     hash_of,
     moved,
@@ -42,7 +43,6 @@ from inferencesched._kernels.prefix_memory import (
 from inferencesched._typing import DepthArray, HashArray, IntArray
 
 WAYS = 8  # of the search: so many probes are under way at once
-U64 = np.uint64(64)
 
 
 @kernel
@@ -69,12 +69,6 @@ def _look(root: IntArray, block: np.uint64) -> int:
 
 
 @kernel
-def _fetch(root: IntArray, block: np.uint64) -> None:
-    """Start to read where a block would like to be; while the table grows, in the new table."""
-    prefetch(root[TABLE] + (signed((block * MIX) >> (U64 - np.uint64(root[BITS]))) << 3))
-
-
-@kernel
 def depth_of(root: IntArray, name: int) -> int:
     """Return a block's depth: how many are before it."""
     return load32(at(root, run_of(root, name)) + START) + offset_of(root, name)
@@ -90,7 +84,7 @@ def deepest(root: IntArray, chain: HashArray, first: int) -> tuple[int, int]:
         position = low - 1
         while position < end - 1:  # all at once: reading them one after the other waits for each
             position = min(position + step, end - 1)
-            _fetch(root, chain[position])
+            fetch(root, chain[position])
         position = low - 1
         while position < end - 1:
             position = min(position + step, end - 1)

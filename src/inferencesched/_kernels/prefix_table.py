@@ -7,7 +7,8 @@ A block is known while somebody holds it or a block behind it. So a run may be c
 The table grows without a pause: `begin_move` puts a new one beside the old, `move` carries over a few segments of 1,024
 slots at a time. Blocks are ordered by their 34 bits in both, and the moved part always ends at an empty slot, so that
 where a block would like to be tells which table is in charge of it: below `MOVED`, counted from `MOVE_FROM` round the
-old table, it is the new one.
+old table, it is the new one. Near the end, what overflows at `MOVE_FROM` comes to lie in slots that have been moved and are
+empty: many more are moved before each event than it has blocks, so that it never gets as far as what is not.
 """
 
 import numpy as np
@@ -57,6 +58,7 @@ from inferencesched._kernels.prefix_memory import (
     USED,
     WIDTH,
     at,
+    fetch,
     find,
     hash_of,
     moved,
@@ -65,6 +67,9 @@ from inferencesched._kernels.prefix_memory import (
     run_of,
 )
 from inferencesched._typing import HashArray, IntArray
+
+#: So many blocks ahead their slots are fetched: a table is larger than a cache.
+AHEAD = 8
 
 
 @kernel
@@ -214,6 +219,8 @@ def _shorten(root: IntArray, run: int, keep: int) -> None:
         unit = load32(run + LAST)
         chunk = at(root, unit)
         base = load32(chunk + BASE)
+        for place in range(length - base):
+            fetch(root, load64(chunk + HASHES + (place << 3)))
         while length > keep and length > base:
             length -= 1
             place = length - base
@@ -247,7 +254,11 @@ def append(root: IntArray, chain: HashArray, known: int, depth: int, name: int) 
     last = load32(run + LAST)
     place = length % BLOCKS
     chunk = at(root, last) if last != 0 else 0
+    for i in range(known, min(known + AHEAD, chain.shape[0])):
+        fetch(root, chain[i])
     for i in range(known, chain.shape[0]):
+        if i + AHEAD < chain.shape[0]:
+            fetch(root, chain[i + AHEAD])
         if place == 0:
             below, last = last, new_cell(root)
             chunk = at(root, last)

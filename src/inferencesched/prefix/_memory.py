@@ -4,12 +4,27 @@ In pages and tables that never move, so that growing copies nothing but a few wo
 ``root``, which is all that a kernel is given. `inferencesched._kernels.prefix_memory` draws what is in them.
 """
 
+import mmap
+import sys
+from contextlib import suppress
 from typing import final
 
 import numpy as np
 
 from inferencesched._kernels.prefix_holders import widen
-from inferencesched._kernels.prefix_memory import BITS, CAPACITY, ENDS, PAGE, PAGES, SEGMENT, TABLE, TOP, USED
+from inferencesched._kernels.prefix_memory import (
+    BITS,
+    CAPACITY,
+    ENDS,
+    MOVE_FROM,
+    MOVED,
+    PAGE,
+    PAGES,
+    SEGMENT,
+    TABLE,
+    TOP,
+    USED,
+)
 from inferencesched._kernels.prefix_table import begin_move, move
 from inferencesched._typing import DepthArray, HashArray, IntArray
 from inferencesched.errors import InvalidInputError
@@ -18,6 +33,8 @@ from inferencesched.errors import InvalidInputError
 FILL_OF_FOUR = 3
 #: Segments moved for each 64 blocks stored, while the table grows. One would do: doubling ends long before the next.
 PACE = 2
+#: Bytes that are given back at once.
+LEAF = mmap.PAGESIZE
 MOST_ENDPOINTS = 16_384
 MOST_PAGES = 1 << 15
 
@@ -33,6 +50,9 @@ class Memory:
         self.root: IntArray = np.zeros(PAGES + 96, dtype=np.int64)
         self.pages: list[DepthArray] = []
         self.old: HashArray | None = None
+        self._old_area: mmap.mmap | None = None
+        self._area: mmap.mmap | None = None
+        self._released = 0
         self.root[TOP] = 2  # unit 0 is nobody's name
         self.root[CAPACITY] = capacity or 0
         self.table: HashArray = np.zeros(SEGMENT, dtype=np.uint64)
@@ -69,7 +89,13 @@ class Memory:
     def carry(self, blocks: int) -> None:
         """Move a piece of the old table into the new one: PACE segments for each 64 blocks that are stored."""
         if move(self.root, PACE * ((blocks + 63) // 64)):
-            self.old = None
+            self.old = self._old_area = None
+        elif self.old is not None and self._old_area is not None and sys.platform != "win32":
+            done = min(int(self.root[MOVE_FROM] + self.root[MOVED]), len(self.old))
+            end = done * 8 // LEAF * LEAF
+            if end > self._released:
+                self._old_area.madvise(mmap.MADV_DONTNEED, self._released, end - self._released)
+                self._released = end
 
     def nbytes(self) -> int:
         """Return how many bytes all arrays take; pages count from their first use."""
@@ -82,13 +108,15 @@ class Memory:
     def _widen_table(self, blocks: int) -> None:
         if self.old is not None:  # a giant among events: what is left of the last growth has to be over first
             move(self.root, len(self.old) // SEGMENT)
-            self.old = None
+            self.old = self._old_area = None
         bits = int(self.root[BITS]) + 1
         while ((1 << bits) >> 2) * FILL_OF_FOUR - int(self.root[USED]) < blocks:
             bits += 1
-        table = np.zeros(1 << bits, dtype=np.uint64)  # pages come from the system as they are first touched
+        table, area = _empty_slots(1 << bits)
         begin_move(self.root, address(table), bits)
         self.old, self.table = self.table, table
+        self._old_area, self._area = self._area, area
+        self._released = -(-int(self.root[MOVE_FROM]) * 8 // LEAF) * LEAF
         self.carry(blocks)
         self._slots = self._free_slots() - blocks
 
@@ -101,6 +129,21 @@ class Memory:
         self.root[PAGES + len(self.pages)] = address(page)
         self.pages.append(page)
         self._units += PAGE
+
+
+def _empty_slots(count: int) -> tuple[HashArray, mmap.mmap | None]:
+    """Return so many zeros, and the area they lie in where the system gives out its pages one by one.
+
+    A table of megabytes from numpy lies in huge pages, and to touch the first byte of one costs as much as clearing all
+    of it: up to milliseconds in an event that stores a few blocks. What has been moved is given back the same way.
+    """
+    if sys.platform == "win32" or count * 8 < 16 * LEAF:
+        return np.zeros(count, dtype=np.uint64), None
+    area = mmap.mmap(-1, count * 8, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if sys.platform == "linux":
+        with suppress(OSError):  # a kernel without huge pages refuses to do without them
+            area.madvise(mmap.MADV_NOHUGEPAGE)
+    return np.frombuffer(area, dtype=np.uint64), area
 
 
 def address(array: "HashArray | DepthArray") -> int:

@@ -15,7 +15,7 @@ never split.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, final
+from typing import Any, NamedTuple, NoReturn, final
 
 import numpy as np
 
@@ -105,6 +105,9 @@ class PrefixIndex:
         self._store = entry(store, root, 0, hashes, 0)
         self._store_after = entry(store_after, root, 0, np.uint64(0), hashes)
         self._take = entry(take, root, 0, hashes)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a PrefixIndex cannot be copied or pickled: its records name each other by address")
 
     def __len__(self) -> int:
         """How many different blocks are known?"""
