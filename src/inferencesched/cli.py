@@ -81,7 +81,8 @@ def _fail(error: InferenceSchedError) -> NoReturn:
     """Say what was wrong, on standard error, and leave with status 2."""
     _errors.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
     if isinstance(error, TraceError) and error.lines_read:
-        _errors.print(f"the {error.lines_read} requests before it are good: --partial replays them", markup=False)
+        hint = f"the {error.lines_read} requests before it are good: --partial replays them"
+        _errors.print(hint, markup=False, soft_wrap=True)
     sys.exit(2)
 
 
@@ -126,6 +127,8 @@ def compare(
     multiples = _numbers("loads", loads or ("1" if out is None else _LOADS))
     cluster = _cluster(options)
     workload = _workload(trace, options)
+    if out is not None:
+        _make_folder("out", out)  # before the replays: they may take minutes
     with _bar(show=not as_json) as bar:
         task = bar.add_task("comparing", total=len(chosen) * len(multiples) * len(workload))
 
@@ -189,10 +192,18 @@ def _workload(trace: Path | None, options: dict[str, Any]) -> Workload:
         return read_trace(trace)
     except TraceError as error:
         if options["partial"] and error.lines_read:
-            _errors.print(f"warning: {error}; replaying the {error.lines_read} requests before it", markup=False)
+            warning = f"warning: {error}; replaying the {error.lines_read} requests before it"
+            _errors.print(warning, markup=False, soft_wrap=True)
             workload: Workload = error.workload
             return workload
         raise
+
+
+def _make_folder(name: str, path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidInputError(name, str(path), f"a folder, or where one can be made ({error.strerror})") from error
 
 
 def _numbers(name: str, text: str) -> list[float]:
