@@ -561,7 +561,7 @@ class Machine(RuleBasedStateMachine):
 
 
 TestMachine = Machine.TestCase
-TestMachine.settings = settings(max_examples=60, stateful_step_count=30)
+TestMachine.settings = settings(stateful_step_count=30)
 
 
 @given(ratio=st.sampled_from(RATIOS), order=st.permutations(range(12)), gone=st.sets(st.integers(0, 11)))

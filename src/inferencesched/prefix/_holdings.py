@@ -19,6 +19,7 @@ Rules:
   that counts, and on each tier by itself.
 """
 
+from collections.abc import Sequence
 from typing import Final
 
 from inferencesched.prefix.kv_records import Tier
@@ -29,29 +30,49 @@ LOW: Final = (1 << FIELD) - 1
 #: Levels: bit 0 is any tier that counts, bits 1 to 4 are the tiers.
 ALL_LEVELS: Final = 0b11111
 SPREAD: Final = tuple(sum(1 << FIELD * i for i in range(5) if levels >> i & 1) for levels in range(32))
-TIERS: Final = tuple(Tier)
+TIERS: Final = tuple(int(tier) for tier in Tier)
 
 
 class Block:
-    """One block of the engine: where it hangs, which own blocks are complete in it, where copies of it lie."""
+    """One block of the engine that ends where an own block ends."""
 
-    __slots__ = ("before", "behind", "children", "copies", "digests", "hash", "key", "keys", "seed", "tail", "tiers")
+    __slots__ = ("before", "children", "copies", "hash", "key", "keys", "seed", "tiers")
 
-    def __init__(
-        self, before: "Block | None", hash_: int, keys: tuple[int, ...], key: int | None, seed: int, tail: bytes
-    ) -> None:
+    #: What a `TailBlock` has; there are too many blocks for each to have its own of nothing.
+    tail = b""
+    digests: tuple[int, ...] = ()
+    behind: "Sequence[Block]" = ()
+
+    def __init__(self, before: "Block | None", name: int, keys: tuple[int, ...], key: int | None, seed: int) -> None:
         self.before = before
-        self.hash = hash_
+        self.hash = name
         self.keys = keys  # own blocks complete in this one
         self.key = key  # the last own block that is complete here or before, None for none
         self.seed = seed  # of the domain
-        self.tail = tail  # tokens behind that, as uint32
-        self.digests: tuple[int, ...] = ()  # extra keys of those
         self.copies = 0
         self.tiers = 0
         self.children = 0
-        #: Those of the children, where this block has a tail: who is complete farther on depends on this one.
-        self.behind: list[Block] = []
+
+
+class TailBlock(Block):
+    """One block of the engine that ends in the middle of an own block."""
+
+    __slots__ = ("behind", "digests", "tail")
+
+    def __init__(
+        self,
+        before: "Block | None",
+        name: int,
+        keys: tuple[int, ...],
+        key: int | None,
+        seed: int,
+        tail: bytes,
+        digests: tuple[int, ...],
+    ) -> None:
+        super().__init__(before, name, keys, key, seed)
+        self.tail = tail  # tokens behind the last own block, as uint32
+        self.digests = digests  # extra keys of those
+        self.behind: list[Block] = []  # the children: who is complete farther on depends on this one
 
 
 class Holdings:
@@ -62,8 +83,9 @@ class Holdings:
     def __init__(self, counted: Tier) -> None:
         self.blocks: dict[int, Block] = {}
         self.own: dict[int, int] = {}
-        self.places: dict[tuple[Tier, int | None], int] = {}
-        self.levels = tuple(mask << 1 | bool(mask & counted) for mask in range(16))
+        #: Tiers are plain integers here: flags of the enum cost a microsecond an operation.
+        self.places: dict[tuple[int, int | None], int] = {}
+        self.levels = tuple(mask << 1 | bool(mask & int(counted)) for mask in range(16))
         #: Groups of layers by number: do they attend to the whole prompt?
         self.whole: dict[int, bool] = {}
         self.window: int | None = None
@@ -73,7 +95,7 @@ class Holdings:
         self.blocks.clear()
         self.own.clear()
 
-    def place(self, tier: Tier, group: int | None) -> int:
+    def place(self, tier: int, group: int | None) -> int:
         """Return the place's number."""
         return self.places.setdefault((tier, group), len(self.places))
 
@@ -83,10 +105,10 @@ class Holdings:
         before = block.before
         if before is not None:
             before.children += 1
-            if before.tail:
+            if isinstance(before, TailBlock):
                 before.behind.append(block)
 
-    def add(self, block: Block, tier: Tier, place: int, gained: list[tuple[Block, int]]) -> bool:
+    def add(self, block: Block, tier: int, place: int, gained: list[tuple[Block, int]]) -> bool:
         """Count one more copy; own blocks held from now on go to `gained`. Return whether it was the first there."""
         shift = FIELD * place
         first = not block.copies >> shift & LOW
@@ -95,7 +117,7 @@ class Holdings:
             self._move(block, block.tiers | tier, gained, [])
         return first
 
-    def take(self, block: Block, tier: Tier, group: int | None, lost: list[int]) -> bool:
+    def take(self, block: Block, tier: int, group: int | None, lost: list[int]) -> bool:
         """Count one copy less; own blocks no longer held go to `lost`. Return whether there was one."""
         place = self.places.get((tier, group))
         if place is None or not block.copies >> FIELD * place & LOW:
@@ -105,7 +127,7 @@ class Holdings:
             self._settle(block, lost)
         return True
 
-    def drop(self, block: Block, tier: Tier | None, lost: list[int]) -> bool:
+    def drop(self, block: Block, tier: int | None, lost: list[int]) -> bool:
         """Count no copy on this tier any more, on any tier for None. Return whether there were some."""
         before = block.copies
         for (there, _), place in self.places.items():
@@ -151,7 +173,7 @@ class Holdings:
             before = node.before
             if before is not None:
                 before.children -= 1
-                if before.tail:
+                if isinstance(before, TailBlock):
                     before.behind.remove(node)
             node = before
 
@@ -182,7 +204,7 @@ class Holdings:
             return
         key = block.keys[i]
         before = self.own.get(key, 0)
-        after = before + SPREAD[now & ~was] - SPREAD[was & ~now]
+        after = before + SPREAD[now] - SPREAD[was]
         if after:
             self.own[key] = after
         else:

@@ -17,7 +17,7 @@ import numpy as np
 
 from inferencesched._typing import HashArray, TokenArray
 from inferencesched.errors import InvalidInputError, KVEventError, UnknownParentError, whole_number
-from inferencesched.prefix._holdings import Block, Holdings
+from inferencesched.prefix._holdings import Block, Holdings, TailBlock
 from inferencesched.prefix._holdings_audit import audit
 from inferencesched.prefix.extra_keys import Domain, domain_of, extend_chain, key_digests, key_words, realign
 from inferencesched.prefix.hashing import SEED, domain_seed, token_array
@@ -249,10 +249,13 @@ class KVEventApplier:
             self._counts["unknown_medium"] += 1
         else:
             gained: list[tuple[Block, int]] = []
-            place = holdings.place(tier, event.group_idx)
-            for block in self._blocks(holdings, event, tokens, size, domain):
-                first = holdings.add(block, tier, place, gained)
-                self._counts["stored" if first else "duplicates"] += 1
+            where = int(tier)
+            place, first = holdings.place(where, event.group_idx), 0
+            blocks = self._blocks(holdings, event, tokens, size, domain)
+            for block in blocks:
+                first += holdings.add(block, where, place, gained)
+            self._counts["stored"] += first
+            self._counts["duplicates"] += len(blocks) - first
             self._insert(slot, holdings, gained)
 
     def _blocks(
@@ -296,25 +299,20 @@ class KVEventApplier:
         seed: int,
         domain: Domain,
     ) -> list[Block]:
-        """Return the event's blocks with our names for what is complete in them."""
+        """Return the event's blocks with our names for what is complete in them; where they hang is left open."""
         own = self.block_size
-        digests = [key_digests(keys) for keys in domain.keys]
-        held_back: tuple[int, ...] = ()
-        skip, key = 0, None
+        key: int | None = None
+        kept: tuple[int, ...] = ()
+        skip = 0
         if before is not None:
-            key, held_back, skip = before.key, before.digests, len(before.tail) // 4
+            key, kept, skip = before.key, before.digests, len(before.tail) // 4
             if skip:
                 tokens = np.concatenate((np.frombuffer(before.tail, dtype=np.uint32), tokens))
-        count = len(tokens) // own
-        rows: list[tuple[int, ...] | None] = []
-        if held_back or any(digests):
-            # one row more for what is behind the last whole block
-            rows = realign(digests, size, own, count + 1, skip)
-            rows[0] = tuple(dict.fromkeys((*held_back, *(rows[0] or ())))) or None
-        keys = extend_chain(
-            key, tokens, own, seed, self._seed, [key_words(row) for row in rows[:count]] or None
-        ).tolist()
-        found = []
+        digests, words = self._digests(domain, size, skip, kept, len(tokens))
+        keys = extend_chain(key, tokens, own, seed, self._seed, words).tolist()
+        if size == own and not skip:
+            return [Block(None, name, (key,), key, seed) for name, key in zip(names, keys, strict=True)]
+        found: list[Block] = []
         end, done = skip, 0
         for i, name in enumerate(names):
             end += size
@@ -322,14 +320,26 @@ class KVEventApplier:
             inside = tuple(keys[done:complete])
             if inside:
                 key, done = inside[-1], complete
-            tail = tokens[complete * own : end].tobytes() if complete * own < end else b""
-            block = Block(None, name, inside, key, seed, tail)
-            if rows and tail:
-                touched = digests[max(complete * own - skip, 0) // size : i + 1]
-                before_it = held_back if complete * own < skip else ()
-                block.digests = tuple(dict.fromkeys((*before_it, *(digest for row in touched for digest in row or ()))))
-            found.append(block)
+            if complete * own == end:
+                found.append(Block(None, name, inside, key, seed))
+                continue
+            tail = tokens[complete * own : end].tobytes()
+            rows = digests[max(complete * own - skip, 0) // size : i + 1] if digests else []
+            here = [*(kept if complete * own < skip else ()), *(digest for row in rows for digest in row or ())]
+            found.append(TailBlock(None, name, inside, key, seed, tail, tuple(dict.fromkeys(here))))
         return found
+
+    def _digests(
+        self, domain: Domain, size: int, skip: int, kept: tuple[int, ...], tokens: int
+    ) -> tuple[list[tuple[int, ...] | None], list[TokenArray | None] | None]:
+        """Return the extra keys of the event's blocks as digests, and those of our own blocks as words to hash."""
+        if not kept and not any(domain.keys):
+            return [], None
+        digests = [key_digests(keys) for keys in domain.keys]
+        rows = realign(digests, size, self.block_size, tokens // self.block_size, skip)
+        if rows and kept:
+            rows[0] = tuple(dict.fromkeys((*kept, *(rows[0] or ()))))
+        return digests, [key_words(row) for row in rows]
 
     def _remove(self, holdings: Holdings, event: BlockRemoved, lost: list[int]) -> None:
         group, tier = event.group_idx, tier_of(event.medium)
@@ -347,7 +357,7 @@ class KVEventApplier:
             elif event.every_medium or tier is None:
                 there = holdings.drop(block, None, lost)
             else:
-                there = holdings.take(block, tier, group, lost)
+                there = holdings.take(block, int(tier), group, lost)
             self._counts["removed" if there else "unknown_removal"] += 1
 
     def _clear(self, slot: int, holdings: Holdings, event: AllBlocksCleared) -> None:
@@ -360,7 +370,7 @@ class KVEventApplier:
             return
         lost: list[int] = []
         for block in list(holdings.blocks.values()):
-            holdings.drop(block, tier, lost)
+            holdings.drop(block, int(tier), lost)
         self._counts["cleared"] += 1
         self._flush(slot, lost)
 
@@ -386,17 +396,17 @@ class KVEventApplier:
 
     def _insert(self, slot: int, holdings: Holdings, gained: list[tuple[Block, int]]) -> None:
         """Bring own blocks into the index, those that follow each other at once."""
+        if not gained:
+            return
+        head, last = gained[0], None
         run: list[int] = []
-        head: tuple[Block, int] | None = None
         for block, i in gained:
-            if run and _parent(block, i) != run[-1] and head is not None:
+            if run and (block.keys[i - 1] if i else block.before and block.before.key) != last:
                 self._insert_run(slot, holdings, *head, run)
-                run = []
-            if not run:
-                head = block, i
-            run.append(block.keys[i])
-        if head is not None:
-            self._insert_run(slot, holdings, *head, run)
+                head, run = (block, i), []
+            last = block.keys[i]
+            run.append(last)
+        self._insert_run(slot, holdings, *head, run)
 
     def _insert_run(self, slot: int, holdings: Holdings, block: Block, i: int, run: list[int]) -> None:
         keys, parent = np.array(run, dtype=np.uint64), _parent(block, i)
