@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import inferencesched as isched
-from inferencesched.prefix.hashing import domain_seed
+from inferencesched.prefix.hashing import HashChain, domain_seed
 from tests import naive_prefix
 
 #: Tokens a block -> the hash of the block of tokens 0, 1, 2, ..., as ai-dynamo-runtime 1.6.1 answers it
@@ -159,3 +159,53 @@ def test_a_block_has_at_least_one_token(size):
 def test_a_seed_has_64_bits(seed):
     with pytest.raises(isched.InvalidInputError, match=f"seed: got {seed}"):
         isched.block_hashes(counting(4), 4, seed=seed)
+
+
+@pytest.mark.parametrize("size", [16, 64, 80])
+def test_tokens_may_begin_anywhere_in_memory(size):
+    """Words of 64 bits are read from addresses that are multiples of four only."""
+    tokens = counting(4 * size + 3)
+    assert isched.block_hashes(tokens[1:], size).tolist() == isched.block_hashes(tokens[1:].copy(), size).tolist()
+
+
+# --- a conversation ----------------------------------------------------------------------------------------------
+
+
+@given(
+    turns=st.lists(st.integers(0, 90), max_size=8),
+    size=st.sampled_from([1, 4, 16, 33, 64]),
+    seed=st.sampled_from([1337, 0, 2**64 - 1]),
+    names=DOMAIN,
+)
+def test_a_chain_is_the_hashes_of_all_turns_together(turns, size, seed, names):
+    tokens = (np.arange(sum(turns), dtype=np.uint64) * 2654435761).astype(np.uint32)
+    chain, end, seen = HashChain(size, seed=seed, **names), 0, []
+    for turn in turns:
+        got = chain.extend(tokens[end : end + turn])
+        end += turn
+        seen.append((got, isched.block_hashes(tokens[:end], size, seed=seed, **names)))
+        assert chain.tokens == end and chain.hashes.tolist() == got.tolist()
+    for got, expected in seen:
+        assert got.tolist() == expected.tolist(), "what was answered before has not changed"
+
+
+def test_a_chain_outgrows_its_buffer_and_branches():
+    chain = HashChain(4)
+    chain.extend(counting(1000))
+    other = chain.branch()
+    one, two = chain.extend(counting(50)), other.extend(counting(70)[::-1])
+    both = [np.concatenate([counting(1000), more]) for more in (counting(50), counting(70)[::-1])]
+    assert [one.tolist(), two.tolist()] == [isched.block_hashes(each, 4).tolist() for each in both]
+
+
+def test_a_chain_refuses_what_block_hashes_refuses():
+    with pytest.raises(isched.InvalidInputError, match="block_size: got 0"):
+        HashChain(0)
+    with pytest.raises(isched.InvalidInputError, match="seed: got -1"):
+        HashChain(4, seed=-1)
+    chain = HashChain(4)
+    with pytest.raises(isched.InvalidInputError, match="tokens: got -3"):
+        chain.extend([-3])
+    assert chain.tokens == 0
+    with pytest.raises(ValueError, match="read-only"):
+        chain.extend(counting(4))[0] = 1

@@ -2,10 +2,12 @@
 
 Bit-exact with XXH3_64bits_withSeed of little-endian uint32 tokens (the algorithm and its constants: xxHash's
 specification, doc/xxhash_spec.md, section "XXH3"). A block of n tokens is 4n bytes, so every length is a multiple of
-four, and 64-bit words are read as two tokens: no read is ever unaligned to a token.
+four, and no read is unaligned to a token.
 
 Everything is uint64, literals included: uint64 with int64 silently becomes float64 in numba.
 """
+
+from typing import TypeAlias
 
 import numpy as np
 
@@ -18,7 +20,7 @@ P64_4, P64_5 = np.uint64(0x85EBCA77C2B2AE63), np.uint64(0x27D4EB2F165667C5)
 MIX_1, MIX_2 = np.uint64(0x165667919E3779F9), np.uint64(0x9FB21C651E98DF25)
 LOW = np.uint64(0xFFFFFFFF)
 U8, U15, U16, U24, U28 = (np.uint64(n) for n in (8, 15, 16, 24, 28))
-U32, U35, U37, U40, U47, U49, U56 = (np.uint64(n) for n in (32, 35, 37, 40, 47, 49, 56))
+U32, U35, U37, U40, U47, U49, U56, U64 = (np.uint64(n) for n in (32, 35, 37, 40, 47, 49, 56, 64))
 
 _SECRET = bytes.fromhex(
     "b8fe6c3923a44bbe7c01812cf721ad1cded46de9839097db7240a4a4b7b3671fcb79e64eccc0e578825ad07dccff7221"
@@ -28,6 +30,9 @@ _SECRET = bytes.fromhex(
 )
 #: The 64-bit little-endian word of the secret at every byte offset: uint64[185].
 SECRET = np.array([int.from_bytes(_SECRET[i : i + 8], "little") for i in range(len(_SECRET) - 7)], dtype=np.uint64)
+# As scalars, so that they are constants to the compiler, which takes no element of an array for one.
+S0, S8, S16, S24, S32, S40, S48, S56 = (np.uint64(SECRET[i]) for i in range(0, 64, 8))
+SHORT, LOW_HALF, HIGH_HALF = S8 ^ S16, S24 ^ S32, S40 ^ S48
 
 
 @kernel
@@ -45,31 +50,23 @@ def _avalanche(h: np.uint64) -> np.uint64:
 
 
 @kernel
-def _mix(tokens: TokenArray, i: int, secret: int, seed: np.uint64) -> np.uint64:
-    """Mix the 16 bytes from token i with the secret's bytes from `secret`."""
-    return fold_product(_word(tokens, i) ^ (SECRET[secret] + seed), _word(tokens, i + 2) ^ (SECRET[secret + 8] - seed))
+def _sixteen(low: np.uint64, high: np.uint64, size: np.uint64, seed: np.uint64) -> np.uint64:
+    """xxh3_64 of 9 to 16 bytes, of which `low` are the first eight and `high` the last."""
+    low ^= LOW_HALF + seed
+    high ^= HIGH_HALF - seed
+    return _avalanche(size + swap_bytes(low) + high + fold_product(low, high))
 
 
 @kernel
-def _pair(first: np.uint64, second: np.uint64, seed: np.uint64) -> np.uint64:
-    """xxh3_64 of two uint64: one step of the chain."""
-    low = first ^ ((SECRET[24] ^ SECRET[32]) + seed)
-    high = second ^ ((SECRET[40] ^ SECRET[48]) - seed)
-    return _avalanche(U16 + swap_bytes(low) + high + fold_product(low, high))
-
-
-@kernel
-def _upto_16(tokens: TokenArray, i: int, n: int, seed: np.uint64) -> np.uint64:
+def _upto_4(tokens: TokenArray, i: int, n: int, seed: np.uint64) -> np.uint64:
     """xxh3_64 of n = 1..4 tokens."""
     size = np.uint64(4 * n)
     if n > 2:
-        low = _word(tokens, i) ^ ((SECRET[24] ^ SECRET[32]) + seed)
-        high = _word(tokens, i + n - 2) ^ ((SECRET[40] ^ SECRET[48]) - seed)
-        return _avalanche(size + swap_bytes(low) + high + fold_product(low, high))
+        return _sixteen(_word(tokens, i), _word(tokens, i + n - 2), size, seed)
     # The seed's low half is byte-swapped into its high half.
     seed ^= swap_bytes(seed & LOW)
     h: np.uint64 = np.uint64(tokens[i + n - 1]) | (np.uint64(tokens[i]) << U32)
-    h ^= (SECRET[8] ^ SECRET[16]) - seed
+    h ^= SHORT - seed
     h ^= ((h << U49) | (h >> U15)) ^ ((h << U24) | (h >> U40))
     h *= MIX_2
     h ^= (h >> U35) + size
@@ -78,77 +75,131 @@ def _upto_16(tokens: TokenArray, i: int, n: int, seed: np.uint64) -> np.uint64:
 
 
 @kernel
-def _upto_128(tokens: TokenArray, i: int, n: int, seed: np.uint64) -> np.uint64:
+def _keys(seed: np.uint64) -> HashArray:
+    """Return the words of the secret that inputs of over 16 bytes are mixed with, with the seed in: uint64[58].
+
+    Words 0..23 as they lie, the seed added and taken away in turn; 24..39 the same of the words from byte 3 on and
+    40, 41 from byte 119 on, which inputs of 33..60 tokens use. Longer ones take 0..23 for their secret and read it
+    across words: 42..49 from byte 121 on, for the last stripe, 50..57 from byte 11 on, for the end.
+    """
+    keys = np.empty(58, dtype=np.uint64)
+    for k in range(12):
+        keys[2 * k] = SECRET[16 * k] + seed
+        keys[2 * k + 1] = SECRET[16 * k + 8] - seed
+    for k in range(8):
+        keys[24 + 2 * k] = SECRET[16 * k + 3] + seed
+        keys[25 + 2 * k] = SECRET[16 * k + 11] - seed
+        keys[42 + k] = (keys[15 + k] >> U8) | (keys[16 + k] << U56)
+        keys[50 + k] = (keys[1 + k] >> U24) | (keys[2 + k] << U40)
+    keys[40], keys[41] = SECRET[119] + seed, SECRET[127] - seed
+    return keys
+
+
+@kernel
+def _mix(tokens: TokenArray, i: int, first: np.uint64, second: np.uint64) -> np.uint64:
+    """Mix the 16 bytes from token i with two words of the secret."""
+    return fold_product(_word(tokens, i) ^ first, _word(tokens, i + 2) ^ second)
+
+
+@kernel
+def _upto_32(tokens: TokenArray, i: int, n: int, keys: HashArray) -> np.uint64:
     """xxh3_64 of n = 5..32 tokens: the ends inward, 16 bytes from each at a time."""
-    end = i + n
-    h = np.uint64(4 * n) * P64_1 + _mix(tokens, i, 0, seed) + _mix(tokens, end - 4, 16, seed)
-    if n > 8:
-        h += _mix(tokens, i + 4, 32, seed) + _mix(tokens, end - 8, 48, seed)
-        if n > 16:
-            h += _mix(tokens, i + 8, 64, seed) + _mix(tokens, end - 12, 80, seed)
-            if n > 24:
-                h += _mix(tokens, i + 12, 96, seed) + _mix(tokens, end - 16, 112, seed)
+    h = np.uint64(4 * n) * P64_1
+    for k in range((n - 1) // 8 + 1):
+        h += _mix(tokens, i + 4 * k, keys[4 * k], keys[4 * k + 1])
+        h += _mix(tokens, i + n - 4 - 4 * k, keys[4 * k + 2], keys[4 * k + 3])
     return _avalanche(h)
 
 
 @kernel
-def _upto_240(tokens: TokenArray, i: int, n: int, seed: np.uint64) -> np.uint64:
+def _upto_60(tokens: TokenArray, i: int, n: int, keys: HashArray) -> np.uint64:
     """xxh3_64 of n = 33..60 tokens."""
     h = np.uint64(4 * n) * P64_1
     for k in range(8):
-        h += _mix(tokens, i + 4 * k, 16 * k, seed)
+        h += _mix(tokens, i + 4 * k, keys[2 * k], keys[2 * k + 1])
     h = _avalanche(h)
     for k in range(8, n // 4):
-        h += _mix(tokens, i + 4 * k, 16 * (k - 8) + 3, seed)
-    return _avalanche(h + _mix(tokens, i + n - 4, 119, seed))
+        h += _mix(tokens, i + 4 * k, keys[2 * k + 8], keys[2 * k + 9])
+    return _avalanche(h + _mix(tokens, i + n - 4, keys[40], keys[41]))
+
+
+Eight: TypeAlias = tuple[
+    np.uint64, np.uint64, np.uint64, np.uint64, np.uint64, np.uint64, np.uint64, np.uint64
+]  # accumulators
 
 
 @kernel
-def _derive(seed: np.uint64) -> HashArray:
-    """Return the secret of a seed as inputs of over 240 bytes use it: uint64[40].
+def _stripe(words: HashArray, i: int, x: Eight, keys: HashArray, s: int) -> Eight:
+    """Fold 64 bytes into the accumulators: the product of a keyed word's halves, and its neighbour's word."""
+    a, b, c, d, e, f, g, h = x
+    k, m, n, o = words[i], words[i + 1], words[i + 2], words[i + 3]
+    p, q, r, t = words[i + 4], words[i + 5], words[i + 6], words[i + 7]
+    a, b = a + m + _halves(k ^ keys[s]), b + k + _halves(m ^ keys[s + 1])
+    c, d = c + o + _halves(n ^ keys[s + 2]), d + n + _halves(o ^ keys[s + 3])
+    e, f = e + q + _halves(p ^ keys[s + 4]), f + p + _halves(q ^ keys[s + 5])
+    g, h = g + t + _halves(r ^ keys[s + 6]), h + r + _halves(t ^ keys[s + 7])
+    return a, b, c, d, e, f, g, h
 
-    Words 0..23 as they lie in memory; then the words that are read across those: 24..31 from byte 121 on, for the last
-    stripe, and 32..39 from byte 11 on, for the end.
+
+@kernel
+def _halves(word: np.uint64) -> np.uint64:
+    return (word & LOW) * (word >> U32)
+
+
+@kernel
+def _scramble(a: np.uint64, key: np.uint64) -> np.uint64:
+    return (a ^ (a >> U47) ^ key) * P32_1
+
+
+@kernel
+def _long(words: HashArray, i: int, ends: HashArray, j: int, n: int, keys: HashArray) -> np.uint64:
+    """xxh3_64 of n > 60 tokens: from words[i] on, and the last 64 bytes, which may overlap the others, from ends[j] on.
+
+    The accumulators are scalars: those of an array would be written and read back each time.
     """
-    plain = np.empty(24, dtype=np.uint64)
-    for k in range(12):
-        plain[2 * k] = SECRET[16 * k] + seed
-        plain[2 * k + 1] = SECRET[16 * k + 8] - seed
-    out = np.empty(40, dtype=np.uint64)
-    out[:24] = plain
-    for k in range(8):
-        out[24 + k] = (plain[15 + k] >> U8) | (plain[16 + k] << U56)
-        out[32 + k] = (plain[1 + k] >> U24) | (plain[2 + k] << U40)
-    return out
+    x = P32_3, P64_1, P64_2, P64_3, P64_4, P32_2, P64_5, P32_1
+    for s in range((n - 1) // 16):
+        x = _stripe(words, i + 8 * s, x, keys, s & 15)
+        if s & 15 == 15:  # 16 stripes of 64 bytes are one kilobyte
+            a, b, c, d, e, f, g, h = x
+            a, b, c, d = _scramble(a, keys[16]), _scramble(b, keys[17]), _scramble(c, keys[18]), _scramble(d, keys[19])
+            e, f, g, h = _scramble(e, keys[20]), _scramble(f, keys[21]), _scramble(g, keys[22]), _scramble(h, keys[23])
+            x = a, b, c, d, e, f, g, h
+    a, b, c, d, e, f, g, h = _stripe(ends, j, x, keys, 42)
+    total = np.uint64(4 * n) * P64_1
+    total += fold_product(a ^ keys[50], b ^ keys[51]) + fold_product(c ^ keys[52], d ^ keys[53])
+    total += fold_product(e ^ keys[54], f ^ keys[55]) + fold_product(g ^ keys[56], h ^ keys[57])
+    return _avalanche(total)
 
 
 @kernel
-def _stripe(tokens: TokenArray, i: int, acc: HashArray, secret: HashArray, s: int) -> None:
-    """Fold the 64 bytes from token i into the eight accumulators."""
-    for k in range(8):
-        data = _word(tokens, i + 2 * k)
-        key = data ^ secret[s + k]
-        acc[k ^ 1] += data
-        acc[k] += (key & LOW) * (key >> U32)
-
-
-@kernel
-def _long(tokens: TokenArray, i: int, n: int, secret: HashArray, acc: HashArray) -> np.uint64:
-    """xxh3_64 of n > 60 tokens; `secret` is `_derive`'s, `acc` uint64[8] is workspace."""
-    acc[0], acc[1], acc[2], acc[3] = P32_3, P64_1, P64_2, P64_3
-    acc[4], acc[5], acc[6], acc[7] = P64_4, P32_2, P64_5, P32_1
-    stripes = (n - 1) // 16  # whole stripes before the last one, which ends where the input ends
-    for s in range(stripes):
-        _stripe(tokens, i + 16 * s, acc, secret, s & 15)
-        if s & 15 == 15:  # 16 stripes of 64 bytes are one kilobyte: scramble
-            for k in range(8):
-                a = acc[k]
-                acc[k] = (a ^ (a >> U47) ^ secret[16 + k]) * P32_1
-    _stripe(tokens, i + n - 16, acc, secret, 24)
-    h = np.uint64(4 * n) * P64_1
-    for k in range(4):
-        h += fold_product(acc[2 * k] ^ secret[32 + 2 * k], acc[2 * k + 1] ^ secret[33 + 2 * k])
-    return _avalanche(h)
+def _chain_long(
+    tokens: TokenArray,
+    size: int,
+    keys: HashArray,
+    chain_seed: np.uint64,
+    previous: np.uint64,
+    rooted: bool,
+    out: HashArray,
+) -> None:
+    """Fill `out` as `chain_blocks` does, for blocks of more than 60 tokens, read as uint64."""
+    count = out.shape[0]
+    if size % 2 == 0:
+        words = tokens[: count * size].view(np.uint64)
+        for k in range(count):
+            begin = k * (size // 2)
+            local = _long(words, begin, words, begin + size // 2 - 8, size, keys)
+            previous = local if rooted and k == 0 else _sixteen(previous, local, U16, chain_seed)
+            out[k] = previous
+    else:  # every second block, and every last stripe, lies across words: copy
+        block, end = np.empty(size - 1, dtype=np.uint32), np.empty(16, dtype=np.uint32)
+        words, ends = block.view(np.uint64), end.view(np.uint64)
+        for k in range(count):
+            block[:] = tokens[k * size : (k + 1) * size - 1]
+            end[:] = tokens[(k + 1) * size - 16 : (k + 1) * size]
+            local = _long(words, 0, ends, 0, size, keys)
+            previous = local if rooted and k == 0 else _sixteen(previous, local, U16, chain_seed)
+            out[k] = previous
 
 
 @kernel
@@ -163,25 +214,29 @@ def chain_blocks(
     count = tokens.shape[0] // size
     out = np.empty(count, dtype=np.uint64)
     previous = parent
-    if size == 16:  # the usual size: constant, so that the loop has no branches
-        for b in range(count):
-            local = _upto_128(tokens, b * 16, 16, local_seed)
-            previous = local if rooted and b == 0 else _pair(previous, local, chain_seed)
-            out[b] = previous
-    elif size <= 60:
-        for b in range(count):
-            if size <= 4:
-                local = _upto_16(tokens, b * size, size, local_seed)
-            elif size <= 32:
-                local = _upto_128(tokens, b * size, size, local_seed)
-            else:
-                local = _upto_240(tokens, b * size, size, local_seed)
-            previous = local if rooted and b == 0 else _pair(previous, local, chain_seed)
-            out[b] = previous
-    else:
-        secret, acc = _derive(local_seed), np.empty(8, dtype=np.uint64)
-        for b in range(count):
-            local = _long(tokens, b * size, size, secret, acc)
-            previous = local if rooted and b == 0 else _pair(previous, local, chain_seed)
-            out[b] = previous
+    if size == 16:  # the usual size, written out: twice as fast as the loop of `_upto_32`
+        a, b, c, d = S0 + local_seed, S8 - local_seed, S16 + local_seed, S24 - local_seed
+        e, f, g, h = S32 + local_seed, S40 - local_seed, S48 + local_seed, S56 - local_seed
+        for k in range(count):
+            i = 16 * k
+            local = _mix(tokens, i, a, b) + _mix(tokens, i + 12, c, d)
+            local += _mix(tokens, i + 4, e, f) + _mix(tokens, i + 8, g, h)
+            local = _avalanche(U64 * P64_1 + local)
+            previous = local if rooted and k == 0 else _sixteen(previous, local, U16, chain_seed)
+            out[k] = previous
+        return out
+    keys = _keys(local_seed)
+    if size > 60:
+        _chain_long(tokens, size, keys, chain_seed, parent, rooted, out)
+        return out
+    for k in range(count):
+        i = size * k
+        if size <= 4:
+            local = _upto_4(tokens, i, size, local_seed)
+        elif size <= 32:
+            local = _upto_32(tokens, i, size, keys)
+        else:
+            local = _upto_60(tokens, i, size, keys)
+        previous = local if rooted and k == 0 else _sixteen(previous, local, U16, chain_seed)
+        out[k] = previous
     return out

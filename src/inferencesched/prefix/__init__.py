@@ -2,8 +2,8 @@
 
 from inferencesched.prefix.events import KVEventApplier, KVEventStats
 from inferencesched.prefix.extra_keys import Feature, block_extra_keys, hash_blocks
-from inferencesched.prefix.hashing import block_hashes
-from inferencesched.prefix.index import PrefixIndex
+from inferencesched.prefix.hashing import HashChain, block_hashes
+from inferencesched.prefix.index import IndexStats, PrefixIndex
 from inferencesched.prefix.kv_records import (
     AllBlocksCleared,
     BlockRemoved,
@@ -37,6 +37,8 @@ __all__ = [
     "EventBatch",
     "EventStream",
     "Feature",
+    "HashChain",
+    "IndexStats",
     "KVEventApplier",
     "KVEventStats",
     "NumberedBatch",

@@ -15,11 +15,14 @@ lib/kv-hashing, `compute_block_hash_for_seq`), bit for bit; model and tenant are
 64 bits are not a proof: among n blocks some two collide with a probability of about n^2 / 2^65.
 """
 
-from typing import Any
+from collections.abc import Callable
+from functools import cache
+from typing import Any, final
 
 import numpy as np
 import xxhash
 
+from inferencesched._kernels._compile import entry
 from inferencesched._kernels.hashing import chain_blocks
 from inferencesched._typing import HashArray, TokenArray
 from inferencesched.errors import InvalidInputError
@@ -47,7 +50,8 @@ def block_hashes(
     `salt` and `tenant` separate what must not be shared: two prompts whose domains differ have no hash in common. An
     empty name adds nothing. Blocks of one domain and one `seed` are comparable everywhere, in any process.
 
-    Cost: about 1 us a call and 4 ns a block of 16 tokens; 32,768 tokens in 10 us (measured, a 2-core server).
+    Cost: about 1 us a call and 6 ns a block of 16 tokens: 12 us for 32,768 tokens, where one xxh3 over all of them takes 3
+    (measured on a shared 2-core server).
     Errors: `InvalidInputError` for a block size below 1, a seed that is not 64 bits, tokens that are not one
     dimension of integers in [0, 2^32).
 
@@ -59,7 +63,76 @@ def block_hashes(
     if block_size < 1:
         raise InvalidInputError("block_size", block_size, "an integer of at least 1")
     local = domain_seed(seed, model=model, lora=lora, salt=salt, tenant=tenant)
-    return chain_blocks(token_array(tokens), block_size, np.uint64(local), np.uint64(seed), _NOBODY, True)
+    return _chain_blocks()(token_array(tokens), block_size, np.uint64(local), np.uint64(seed), _NOBODY, True)
+
+
+@final
+class HashChain:
+    """What are the chained hashes of a conversation that goes on?
+
+    Each `extend` hashes the new tokens only; `hashes` are those of all full blocks so far. Arguments, domains and
+    errors are those of `block_hashes`, and so are the answers.
+
+    Cost: that of `block_hashes` for what is new, and 8 bytes a block of memory; a chain of one turn after the other
+    copies each hash once or twice in all.
+
+    >>> chain = HashChain(4)
+    >>> chain.extend(np.arange(6, dtype=np.uint32)).tolist()
+    [9143094415614847814]
+    >>> chain.extend(np.arange(6, 11, dtype=np.uint32)).tolist()
+    [9143094415614847814, 9510318385840434533]
+    >>> chain.tokens
+    11
+    """
+
+    def __init__(
+        self, block_size: int, *, seed: int = SEED, model: str = "", lora: str = "", salt: str = "", tenant: str = ""
+    ) -> None:
+        if block_size < 1:
+            raise InvalidInputError("block_size", block_size, "an integer of at least 1")
+        self.block_size = block_size
+        self._local = np.uint64(domain_seed(seed, model=model, lora=lora, salt=salt, tenant=tenant))
+        self._seed = np.uint64(seed)
+        self._blocks = 0
+        self._buffer: HashArray = np.empty(64, dtype=np.uint64)
+        self._tail: TokenArray = np.empty(0, dtype=np.uint32)  # what does not fill a block yet
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens have come so far, those of a block that is not full among them?"""
+        return self._blocks * self.block_size + len(self._tail)
+
+    @property
+    def hashes(self) -> HashArray:
+        """Which are the hashes of the full blocks so far? ``uint64[B]``, read-only and never changed later."""
+        view = self._buffer[: self._blocks]
+        view.setflags(write=False)
+        return view
+
+    def extend(self, tokens: TokenArray) -> HashArray:
+        """Which are the hashes, now that these tokens have come? All of them, as `hashes`."""
+        array = token_array(tokens)
+        if len(self._tail):
+            array = np.concatenate([self._tail, array])
+        begin, end = self._blocks, self._blocks + len(array) // self.block_size
+        if end > begin:
+            parent = self._buffer[begin - 1] if begin else _NOBODY
+            more = _chain_blocks()(array, self.block_size, self._local, self._seed, parent, begin == 0)
+            if end > len(self._buffer):
+                buffer = np.empty(max(end, 2 * len(self._buffer)), dtype=np.uint64)
+                buffer[:begin] = self._buffer[:begin]
+                self._buffer = buffer
+            self._buffer[begin:end] = more
+            self._blocks = end
+        self._tail = array[(end - begin) * self.block_size :].copy()
+        return self.hashes
+
+    def branch(self) -> "HashChain":
+        """Which chain begins like this one and goes its own way? For an answer that is asked for again."""
+        other = object.__new__(HashChain)
+        other.__dict__.update(self.__dict__)
+        other._buffer = self._buffer[: self._blocks].copy()
+        return other
 
 
 def domain_seed(seed: int = SEED, *, model: str = "", lora: str = "", salt: str = "", tenant: str = "") -> int:
@@ -95,3 +168,9 @@ def token_array(tokens: Any) -> TokenArray:
         if low < 0 or high > 0xFFFFFFFF:
             raise InvalidInputError("tokens", low if low < 0 else high, "integers in [0, 2^32)")
     return np.ascontiguousarray(array, dtype=np.uint32)
+
+
+@cache
+def _chain_blocks() -> Callable[[TokenArray, int, np.uint64, np.uint64, np.uint64, bool], HashArray]:
+    """Compile the kernel at the first call; read-only tokens go through the same code."""
+    return entry(chain_blocks, np.empty(0, dtype=np.uint32), 1, _NOBODY, _NOBODY, _NOBODY, True)
