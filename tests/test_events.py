@@ -180,6 +180,13 @@ def test_only_groups_that_attend_to_the_whole_prompt_count(kind):
     assert it.stats.unknown_removal == (1 if kind is None else 0)
 
 
+def test_a_kind_may_be_told_without_a_group():
+    it = applier()
+    apply(it, stored([91], tokens(4), kv_cache_spec_kind="full_attention"))
+    apply(it, stored([92], tokens(4, 4), parent_block_hash=91, kv_cache_spec_kind="sliding_window"))
+    assert depth(it, prompt(8)) == 1 and it.stats.ignored_group == 1
+
+
 def test_the_kind_of_a_group_is_remembered():
     it = applier()
     apply(it, stored([91], tokens(4), group_idx=2, kv_cache_spec_kind="mla_attention"))

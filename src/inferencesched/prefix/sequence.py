@@ -5,22 +5,22 @@ come late, lose frames, or outlive the engine. What was lost can be asked for at
 what the engine still has; it answers with frames and an end, sequence -1, and may lose frames itself.
 
 `EventStream` is the state machine of one such stream, without a socket and without a clock. `expected` is the next
-frame to apply; frames beyond it are *held* until what is before them has come or is known to be lost.
+frame to apply; frames beyond it are *held* until what is before them has come or is known to be lost::
 
-| frame or call | then | kind |
-|---|---|---|
-| live, as expected | it is ready, and all that is held right behind it | next |
-| live, beyond | held; the first of them asks for a replay from `expected` | gap, then held |
-| live, before `expected` | dropped: it was applied | duplicate |
-| live, 0 after a later one | the engine started again: forget, begin anew | restart |
-| replayed, as expected | it is ready, and all that is held right behind it | next |
-| replayed, beyond or before | held, or dropped | held, duplicate |
-| replayed, and nothing was asked for | dropped | duplicate |
-| replay ends, nothing missing | all is well | end |
-| replay ends, frames missing, but it brought some | asks again from `expected` | gap |
-| replay ends, frames missing, it brought none twice | they are lost: forget, go on with what is held | lost |
-| the process's start time, as before | nothing | same |
-| another start time | forget, ask for a replay from 0 | restart |
+    what comes                             then                                                         kind
+    live, as expected                      ready, with all that is held right behind it                 next
+    live, beyond                           held; the first of them asks for a replay from `expected`    gap, then held
+    live, before `expected`                dropped: it was applied                                      duplicate
+    live, 0 after a later one              the engine began again: forget, then apply                   restart
+    replayed, as expected                  ready, with all that is held right behind it                 next
+    replayed, beyond or before             held, or dropped                                             held, duplicate
+    replayed, nothing was asked for        dropped                                                      duplicate
+    replay ends, nothing missing           all is well                                                  end
+    replay ends, brought some, not all     asks again from `expected`                                   gap
+    replay ends, brought none twice        they are lost: forget, apply what is held                    lost
+    more held than allowed, or `give_up`   the same                                                     lost
+    start time of the process as before    nothing                                                      same
+    another start time                     forget, ask for a replay from 0                              restart
 
 As vLLM 0.32 behaves (vllm/distributed/kv_events.py, `ZmqEventPublisher`), SGLang likewise.
 """
