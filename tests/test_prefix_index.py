@@ -5,7 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -335,6 +335,7 @@ class IndexMachine(RuleBasedStateMachine):
 
 
 TestIndexMachine = IndexMachine.TestCase
+TestIndexMachine.settings = settings(stateful_step_count=25)  # `check` reads every word of the memory
 
 
 # --- at size -----------------------------------------------------------------------------------------------------
@@ -442,7 +443,7 @@ def test_growth_moves_a_bounded_piece_at_a_time():
         moved = stats.segments_moved
         assert index.match(chain).tolist() == [len(chain), 0]
     index.check()
-    assert len(index) == 700 * 64 and stats.slots == 65_536 and moved == 63 and halfway > 20
+    assert len(index) == 700 * 64 and stats.slots == 65_536 and moved == 63 and halfway > 40
 
 
 def test_removing_while_the_table_grows():
@@ -503,6 +504,23 @@ def test_matching_many_is_matching_each():
     assert index.match_many([]).shape == (0, 3)
     with pytest.raises(isched.InvalidInputError, match=r"out: got 'int32 of shape \(4, 3\)'.*shape \(1, 3\)"):
         index.match_many(queries[:1], out)
+    assert index.match_many([np.repeat(CHAIN, 2)[::2]]).tolist() == [[5, 0, 2]]
+
+
+@pytest.mark.parametrize(
+    "queries",
+    [
+        [CHAIN, CHAIN.astype(np.int64)],
+        [CHAIN.astype(np.uint32)],
+        [CHAIN.tolist()],
+        [CHAIN.reshape(1, -1)],
+        [CHAIN.reshape(1, -1), CHAIN.reshape(1, -1)],
+        [CHAIN, np.uint64(3)],
+    ],
+)
+def test_matching_many_refuses_what_matching_refuses(queries):
+    with pytest.raises(isched.InvalidInputError, match=r"hashes: got .* allowed: a uint64 array of one dimension"):
+        isched.PrefixIndex(2).match_many(queries)
 
 
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])

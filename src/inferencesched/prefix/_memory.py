@@ -31,8 +31,8 @@ from inferencesched.errors import InvalidInputError
 
 #: Slots are filled up to three quarters: eight lie in a cache line, and a block is found in one or two of those.
 FILL_OF_FOUR = 3
-#: Segments moved for each 64 blocks stored, while the table grows. One would do: doubling ends long before the next.
-PACE = 2
+#: Segments moved for each 64 blocks stored, while the table grows. Doubling ends long before the next begins.
+PACE = 1
 #: Bytes that are given back at once.
 LEAF = mmap.PAGESIZE
 MOST_ENDPOINTS = 16_384

@@ -154,12 +154,15 @@ class PrefixIndex:
         Row i is what `match` answers for ``hashes[i]``, several times faster for short prompts. `out`, int32[Q, E] and
         contiguous, is filled and returned where given.
         """
-        chains = [self._hashes(each) for each in hashes]
-        shape = (len(chains), self.endpoints)
+        shape = (len(hashes), self.endpoints)
         out = np.empty(shape, dtype=_DEPTH) if out is None else self._checked(out, shape)
-        if chains:
-            ends = np.fromiter(map(len, chains), dtype=np.int64, count=len(chains)).cumsum()
-            match_many(self._memory.root, np.concatenate(chains), ends, out)
+        if shape[0]:
+            try:
+                chains = np.concatenate(hashes, dtype=_HASH, casting="no")
+            except (TypeError, ValueError):  # one of them is no such array: which?
+                chains = np.concatenate([self._hashes(each) for each in hashes])
+            ends = np.fromiter(map(len, hashes), dtype=np.int64, count=shape[0]).cumsum()
+            match_many(self._memory.root, self._hashes(chains), ends, out)
         return out
 
     def insert(self, slot: int, hashes: HashArray, *, start: int = 0) -> None:
