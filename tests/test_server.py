@@ -163,6 +163,23 @@ def test_the_last_to_come_is_thrown_out_when_blocks_run_out_and_comes_back_first
     assert fleet.prompt_tokens_all.tolist() == [4, 4 + 5, 4], "what it had generated is computed again"
 
 
+def test_whoever_comes_while_the_one_thrown_out_waits_comes_after_it():
+    """Nobody else was waiting when it was thrown out."""
+    fleet = fleet_of([(4, 5, []), (4, 5, []), (4, 1, [])], kv_blocks=3, block_size=4)
+    fleet.enqueue(0, 0, 0.0)
+    fleet.enqueue(1, 0, 0.0)
+    now = 0.0
+    while not fleet.preemptions[1]:
+        now += 1.0
+        fleet.advance(now)
+        fleet.check()
+    fleet.enqueue(2, 0, now)
+    fleet.check()
+    fleet.advance(inf)
+    assert fleet.finish[0] < fleet.first_token[2] and not np.isnan(fleet.finish).any()
+    assert fleet.preemptions.tolist() == [0, 1, 0]
+
+
 def test_a_server_that_cannot_hold_the_longest_request_is_refused():
     with pytest.raises(InvalidInputError, match="kv_blocks: got 3, allowed: at least 4: the longest request must fit"):
         fleet_of([(5, 1, []), (9, 4, [])], kv_blocks=3, block_size=4)
@@ -279,7 +296,7 @@ def workloads(draw):
 
 
 #: When the next request comes: with the one before, at the very end of a pass, or some ms later.
-GAPS = st.sampled_from([0.0, 0.0, "end of a pass", 1.0, 7.3, 40.0, 400.0]) | st.floats(0.0, 100.0)
+GAPS = st.sampled_from([0.0, 0.0, "end of a pass", 1.0, 7.3, 40.0, 150.0, 400.0]) | st.floats(0.0, 100.0)
 #: When a server's signals are read: as a share of the time between two arrivals; None is not.
 READS = st.sampled_from([None, 0.0, 0.5, 1.0]) | st.floats(0.0, 1.0)
 
@@ -331,6 +348,11 @@ def test_servers_do_what_the_rules_say(workload, data, model, servers):
         server = data.draw(st.integers(0, servers - 1))
         fleet.enqueue(place, server, now)
         twin.enqueue(place, server, now)
+        fleet.check()
+        assert_alike(fleet, twin)
+    for later in data.draw(st.sampled_from([[], [20.0] * 12, [100.0] * 4])):
+        now += later
+        assert_same_events(fleet.advance(now), twin.advance(now, [nan] * servers))
         fleet.check()
         assert_alike(fleet, twin)
     assert_same_events(fleet.advance(inf), twin.advance(inf, [nan] * servers))
@@ -388,7 +410,7 @@ class Servers(RuleBasedStateMachine):
         assert ((events.time > self.now) | (until == self.now)).all() and (events.time <= until).all()
         self.now = until
 
-    @rule(gap=st.sampled_from([0.0, 1.0, 8.0, 60.0]) | st.floats(0.0, 50.0), share=READS)
+    @rule(gap=st.sampled_from([0.0, 1.0, 8.0, 60.0, 200.0]) | st.floats(0.0, 50.0), share=READS)
     def time_passes(self, gap, share):
         until = self.now + gap
         read = nan if share is None else min(self.now + share * gap, until)
