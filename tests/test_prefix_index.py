@@ -239,7 +239,7 @@ def test_a_wrong_argument_is_named_and_nothing_has_changed(call, message):
 def tree(widths, seed=0):
     """Chains of a random tree of blocks: every path from a root is a chain whose hashes fit together."""
     rng = np.random.default_rng(seed)
-    chains, fresh = [[]], iter(rng.permutation(2**20).tolist())
+    chains, fresh = [[]], iter(rng.permutation(1000).tolist())
     for length, branch, cut in widths:
         base = chains[branch % len(chains)]
         chains.append(base[: cut % (len(base) + 1)] + [next(fresh) for _ in range(length)])
@@ -348,7 +348,7 @@ class Field:
         self.rng = np.random.default_rng(seed)
         self.index = isched.PrefixIndex(endpoints, capacity)
         self.twin = naive_prefix.PrefixIndex(endpoints, capacity)
-        self.fresh = iter(np.random.default_rng(seed + 1).permutation(2**20).tolist())
+        self.fresh = iter(np.random.default_rng(seed + 1).permutation(2**16).tolist())
         self.chains = [[next(self.fresh) for _ in range(length)] for _ in range(prompts)]
 
     def chain(self):

@@ -14,7 +14,8 @@ Dynamo, with two differences: one hash is asked for instead of every block compa
 never split.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, NamedTuple, NoReturn, final
 
 import numpy as np
@@ -35,7 +36,7 @@ from inferencesched._kernels.prefix_memory import (
     USED,
 )
 from inferencesched._kernels.prefix_search import match, match_many
-from inferencesched._typing import DepthArray, HashArray
+from inferencesched._typing import DepthArray, HashArray, IntArray
 from inferencesched.errors import InvalidInputError, UnknownParentError
 from inferencesched.prefix._audit import audit
 from inferencesched.prefix._memory import Memory
@@ -100,11 +101,7 @@ class PrefixIndex:
         self.endpoints = endpoints
         self._memory = Memory(endpoints, capacity)
         self._out: DepthArray | None = None
-        root, hashes, depths = self._memory.root, np.empty(0, dtype=_HASH), np.empty(0, dtype=_DEPTH)
-        self._match = entry(match, root, hashes, depths)
-        self._store = entry(store, root, 0, hashes, 0)
-        self._store_after = entry(store_after, root, 0, np.uint64(0), hashes)
-        self._take = entry(take, root, 0, hashes)
+        self._match, self._store, self._store_after, self._take = _entries()
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a PrefixIndex cannot be copied or pickled: its records name each other by address")
@@ -258,6 +255,23 @@ class PrefixIndex:
         ):
             raise InvalidInputError("out", _kind(out), f"a contiguous, writable int32 array of shape {shape}")
         return out
+
+
+@cache
+def _entries() -> tuple[
+    Callable[[IntArray, HashArray, DepthArray], bool],
+    Callable[[IntArray, int, HashArray, int], int],
+    Callable[[IntArray, int, np.uint64, HashArray], int],
+    Callable[[IntArray, int, HashArray], int],
+]:
+    """Compile what is called for every request and event; read-only hashes go through the same code."""
+    root, hashes, depths = np.empty(0, dtype=np.int64), np.empty(0, dtype=_HASH), np.empty(0, dtype=_DEPTH)
+    return (
+        entry(match, root, hashes, depths),
+        entry(store, root, 0, hashes, 0),
+        entry(store_after, root, 0, np.uint64(0), hashes),
+        entry(take, root, 0, hashes),
+    )
 
 
 def _kind(value: object) -> str:
