@@ -301,6 +301,37 @@ def test_sizes_may_change_along_a_prompt():
     assert it._index.blocks(0) == 1
 
 
+def test_memory_goes_with_what_is_held():
+    """Rows are used again, tables follow their growth, and a cleared endpoint gives all back."""
+    it = applier()
+    empty = it._holdings
+    chains = [stored(range(k * 100, k * 100 + 30), tokens(120, k * 1000)) for k in range(40)]
+    for turn in range(3):
+        apply(it, *chains)
+        assert it.known(0) == 1200 and it._index.blocks(0) == 1200
+        size = it._holdings[0].nbytes
+        for k in range(40):
+            apply(it, removed(*range(k * 100, k * 100 + 30, 2)))
+            apply(it, removed(*range(k * 100 + 1, k * 100 + 30, 2)))
+        assert it.known(0) == 0 and len(it._index) == 0
+        assert turn == 0 or it._holdings[0].nbytes == size, "what was freed is used again"
+    apply(it, *chains, AllBlocksCleared())
+    assert it._holdings[0].nbytes < size / 10
+    it.clear(0)
+    assert empty == {}
+
+
+def test_names_that_would_like_the_same_place_in_the_table():
+    """Hashes that agree in their upper bits, as no engine's do."""
+    it, names = applier(), [i << 40 for i in range(1, 200)]
+    for i, name in enumerate(names):
+        apply(it, stored([name], tokens(4, 10 * i)))
+    for name in names[::3] + names[1::3]:
+        it.apply(0, EventBatch(events=(removed(name),)))
+    it.check()
+    assert it.known(0) == len(names[2::3]) and it.stats.removed == len(names) - it.known(0)
+
+
 def test_what_the_index_forgot_is_told_again():
     """Nobody holds the first own block; the second is complete only now, and still hangs in its place."""
     it = applier(own=4)

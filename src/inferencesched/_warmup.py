@@ -8,8 +8,10 @@ from inferencesched.framework import SchedulingProfile, WeightedScorer
 from inferencesched.normalize import minmax
 from inferencesched.pickers import MaxScorePicker
 from inferencesched.pool import InferencePool
+from inferencesched.prefix.events import KVEventApplier
 from inferencesched.prefix.hashing import block_hashes
 from inferencesched.prefix.index import PrefixIndex
+from inferencesched.prefix.kv_records import AllBlocksCleared, BlockRemoved, BlockStored, EventBatch
 from inferencesched.prefix.producer import ApproximatePrefixProducer
 from inferencesched.request import InferenceRequest
 from inferencesched.scheduler import Scheduler
@@ -20,8 +22,8 @@ from inferencesched.staleness import StalePolicy
 def warmup() -> None:
     """Is everything compiled that a gateway calls? It is after this.
 
-    Walks one small pool through the kernels of scoring, hashing and the prefix index; those of the simulator compile
-    when it runs. Cost: some ten seconds the first time on a machine, 0.2 s from numba's disk cache. Changes nothing
+    Walks one small pool through the kernels of scoring, hashing, the prefix index and KV events; those of the simulator
+    compile when it runs. Cost: some ten seconds the first time on a machine, 0.2 s from numba's disk cache. Changes nothing
     else.
 
     >>> warmup()
@@ -41,6 +43,7 @@ def warmup() -> None:
     for _ in range(3):
         scheduler.schedule_and_reserve(request, pool, now=0.0, rng=rng).complete(now=0.0)
     _walk_index()
+    _walk_events()
     minmax(pool.snapshot()[WAITING_QUEUE_SIZE])
 
 
@@ -63,3 +66,14 @@ def _walk_index() -> None:
     index.reserve(2_000)
     index.insert(0, chain)
     index.clear(0)
+
+
+def _walk_events() -> None:
+    """Walk what an engine may say through an applier of its own."""
+    applier = KVEventApplier(PrefixIndex(1), block_size=16)
+    stored = BlockStored(block_hashes=tuple(range(100)), token_ids=tuple(range(1_600)), block_size=16)
+    behind = BlockStored(block_hashes=(100,), parent_block_hash=99, token_ids=tuple(range(16)), block_size=16)
+    host = BlockStored(block_hashes=(1,), medium="CPU")
+    applier.apply(0, EventBatch(events=(stored, behind, host, BlockRemoved(block_hashes=(1,)))))
+    applier.apply(0, EventBatch(events=(AllBlocksCleared(medium="CPU"), AllBlocksCleared())))
+    applier.match_tiers(0, block_hashes(np.arange(16, dtype=np.uint32), 16))

@@ -17,7 +17,7 @@ import numpy as np
 
 from inferencesched._typing import HashArray, TokenArray
 from inferencesched.errors import InvalidInputError, KVEventError, UnknownParentError, whole_number
-from inferencesched.prefix._holdings import Block, Holdings, TailBlock
+from inferencesched.prefix._holdings import EVERYWHERE, NO_TAIL, NOWHERE, Before, Holdings, Run, Scratch, Tail
 from inferencesched.prefix._holdings_audit import audit
 from inferencesched.prefix.extra_keys import Domain, domain_of, extend_chain, key_digests, key_words, realign
 from inferencesched.prefix.hashing import SEED, domain_seed, token_array
@@ -129,6 +129,7 @@ class KVEventApplier:
         domain_seed(seed, model=model, tenant=tenant)
         self._tiers = tiers
         self._holdings: dict[int, Holdings] = {}
+        self._scratch = Scratch()
         self._counts = dict.fromkeys(KVEventStats._fields, 0)
 
     @property
@@ -139,7 +140,7 @@ class KVEventApplier:
     def known(self, slot: int) -> int:
         """How many of the engine's blocks are known: held, or before one that is?"""
         holdings = self._holdings.get(slot)
-        return len(holdings.blocks) if holdings else 0
+        return len(holdings) if holdings is not None else 0
 
     def apply(self, slot: int, batch: EventBatch) -> None:
         """Which blocks does the endpoint hold after this batch?
@@ -148,10 +149,10 @@ class KVEventApplier:
         index refuse a block, which takes a collision of 64-bit hashes, the endpoint is cleared before its error goes on.
         """
         self._index.blocks(slot)  # refuses a slot that the index does not have
-        ready = [self._checked(event, f"events[{i}]") for i, event in enumerate(batch.events)]
+        ready = [self._checked(event, i) for i, event in enumerate(batch.events)]
         holdings = self._holdings.get(slot)
         if holdings is None:
-            holdings = self._holdings[slot] = Holdings(self._tiers)
+            holdings = self._holdings[slot] = Holdings(self._tiers, self._scratch)
         try:
             self._apply(slot, holdings, ready)
         except BaseException:
@@ -207,27 +208,42 @@ class KVEventApplier:
         """Does everything agree, the index included? Raises AssertionError where not; for tests: it is slow."""
         for slot in range(self._index.endpoints):
             holdings = self._holdings.get(slot)
-            audit(holdings if holdings is not None else Holdings(self._tiers), self._index, slot, self.block_size)
+            audit(
+                holdings if holdings is not None else Holdings(self._tiers, self._scratch),
+                self._index,
+                slot,
+                self.block_size,
+            )
 
-    def _checked(self, event: KVEvent, where: str) -> _Ready:
+    def _checked(self, event: KVEvent, i: int) -> _Ready:
         """Return the event made ready; whatever may be wrong with it comes out here."""
-        if isinstance(event, BlockStored | BlockRemoved) and not 0 <= (event.group_idx or 0) < _MOST_GROUPS:
-            raise KVEventError(f"{where}.group_idx", event.group_idx, f"an integer in [0, {_MOST_GROUPS})")
         if not isinstance(event, BlockStored):
+            if isinstance(event, BlockRemoved):
+                _check_group(event.group_idx, i)
             return _Ready(event, _NOTHING, 0, None)
-        size = tokens_per_block(event, where)
+        _check_group(event.group_idx, i)
+        size = tokens_per_block(event, i)
         if not size:
             return _Ready(event, _NOTHING, 0, None)
-        return _Ready(event, token_array(event.token_ids), size, domain_of(event))
+        try:
+            tokens = np.array(event.token_ids, dtype=np.uint32)
+        except OverflowError:
+            tokens = token_array(event.token_ids)  # says it in our words
+        return _Ready(event, tokens, size, domain_of(event))
 
     def _apply(self, slot: int, holdings: Holdings, ready: list[_Ready]) -> None:
-        lost: list[int] = []
+        self._counts["events"] += len(ready)
+        alike: list[BlockRemoved] = []  # vLLM removes a block an event: those that follow each other go at once
         for event, tokens, size, domain in ready:
-            self._counts["events"] += 1
             if isinstance(event, BlockRemoved):
-                self._remove(holdings, event, lost)
+                if alike and _place_of(alike[0]) != _place_of(event):
+                    self._remove(slot, holdings, alike)
+                    alike = []
+                alike.append(event)
                 continue
-            self._flush(slot, lost)  # what one event removes another may bring back
+            if alike:
+                self._remove(slot, holdings, alike)
+                alike = []
             if isinstance(event, BlockStored):
                 self._store(slot, holdings, event, tokens, size, domain)
             elif isinstance(event, AllBlocksCleared):
@@ -237,7 +253,8 @@ class KVEventApplier:
                 holdings.window = max(holdings.window or 0, event.window_size or 0) or None
             else:
                 self._counts["unknown_event"] += 1
-        self._flush(slot, lost)
+        if alike:
+            self._remove(slot, holdings, alike)
 
     def _store(
         self, slot: int, holdings: Holdings, event: BlockStored, tokens: TokenArray, size: int, domain: Domain | None
@@ -245,120 +262,84 @@ class KVEventApplier:
         tier = tier_of(event.medium)
         if not self._follows(slot, holdings, event):
             self._counts["ignored_group"] += 1
-        elif tier is None:
+            return
+        if tier is None:
             self._counts["unknown_medium"] += 1
-        else:
-            gained: list[tuple[Block, int]] = []
-            where = int(tier)
-            place, first = holdings.place(where, event.group_idx), 0
-            blocks = self._blocks(holdings, event, tokens, size, domain)
-            for block in blocks:
-                first += holdings.add(block, where, place, gained)
-            self._counts["stored"] += first
-            self._counts["duplicates"] += len(blocks) - first
-            self._insert(slot, holdings, gained)
-
-    def _blocks(
-        self, holdings: Holdings, event: BlockStored, tokens: TokenArray, size: int, domain: Domain | None
-    ) -> list[Block]:
-        """Return the event's blocks, those that were not known linked in; each is to get a copy."""
-        known = holdings.blocks
+            return
+        names, place = np.array(event.block_hashes, dtype=np.uint64), holdings.place(int(tier), event.group_idx)
         if domain is None:
-            found = [known[name] for name in event.block_hashes if name in known]
-            self._counts["unknown_block"] += len(event.block_hashes) - len(found)
-            return found
-        before = None
-        if event.parent_block_hash is not None:
-            before = known.get(event.parent_block_hash)
+            stored, first, runs = holdings.move(names, place, int(tier))
+            self._counts["unknown_block"] += len(names) - stored
+        else:
+            before = self._before(holdings, event, domain)
             if before is None:
                 self._counts["unknown_parent"] += 1
-                return []
-            seed = before.seed
-        else:
-            seed = domain_seed(self._seed, lora=domain.lora, salt=domain.salt, **self._names)
-        blocks = []
-        for fresh in self._retold(before, event.block_hashes, tokens, size, seed, domain):
-            block = known.get(fresh.hash)
-            if block is None:
-                block = fresh
-                block.before = before
-                holdings.link(block)
-            elif block.before is not before or block.key != fresh.key or block.tail != fresh.tail or block.seed != seed:
-                self._counts["conflicts"] += 1
-                break
-            blocks.append(block)
-            before = block
-        return blocks
+                return
+            keys, tails = self._retold(before, len(names), tokens, size, domain)
+            own = self.block_size
+            stored, first, runs = holdings.store(names, keys, tails, before, size, own, place, int(tier))
+            self._counts["conflicts"] += stored < len(names)
+        self._counts["stored"] += first
+        self._counts["duplicates"] += stored - first
+        for run in runs:
+            self._insert(slot, holdings, run)
+
+    def _before(self, holdings: Holdings, event: BlockStored, domain: Domain) -> Before | None:
+        """Where does the first block of the event hang? None where its parent is not known."""
+        if event.parent_block_hash is not None:
+            return holdings.before(event.parent_block_hash)
+        seed = domain_seed(self._seed, lora=domain.lora, salt=domain.salt, **self._names)
+        return Before(-1, None, seed, NO_TAIL)
 
     def _retold(
-        self,
-        before: Block | None,
-        names: tuple[int, ...],
-        tokens: TokenArray,
-        size: int,
-        seed: int,
-        domain: Domain,
-    ) -> list[Block]:
-        """Return the event's blocks with our names for what is complete in them; where they hang is left open."""
-        own = self.block_size
-        key: int | None = None
-        kept: tuple[int, ...] = ()
-        skip = 0
-        if before is not None:
-            key, kept, skip = before.key, before.digests, len(before.tail) // 4
-            if skip:
-                tokens = np.concatenate((np.frombuffer(before.tail, dtype=np.uint32), tokens))
-        digests, words = self._digests(domain, size, skip, kept, len(tokens))
-        keys = extend_chain(key, tokens, own, seed, self._seed, words).tolist()
-        if size == own and not skip:
-            return [Block(None, name, (key,), key, seed) for name, key in zip(names, keys, strict=True)]
-        found: list[Block] = []
-        end, done = skip, 0
-        for i, name in enumerate(names):
-            end += size
-            complete = end // own
-            inside = tuple(keys[done:complete])
-            if inside:
-                key, done = inside[-1], complete
-            if complete * own == end:
-                found.append(Block(None, name, inside, key, seed))
+        self, before: Before, blocks: int, tokens: TokenArray, size: int, domain: Domain
+    ) -> tuple[HashArray, list[Tail | None] | None]:
+        """Return our names for what is complete in the event's blocks, and what is behind that in each of them."""
+        own, skip, kept = self.block_size, len(before.tail.tokens), before.tail.digests
+        if skip:
+            tokens = np.concatenate((before.tail.tokens, tokens))
+        digests: list[tuple[int, ...] | None] = []
+        words: list[TokenArray | None] | None = None
+        if kept or any(domain.keys):
+            digests = [key_digests(keys) for keys in domain.keys]
+            rows = realign(digests, size, own, len(tokens) // own, skip)
+            if rows and kept:
+                rows[0] = tuple(dict.fromkeys((*kept, *(rows[0] or ()))))
+            words = [key_words(row) for row in rows]
+        keys = extend_chain(before.key, tokens, own, before.seed, self._seed, words)
+        if not skip and size % own == 0:
+            return keys, None
+        tails: list[Tail | None] = []
+        for end in range(skip + size, skip + size * blocks + 1, size):
+            begin = end // own * own
+            if begin == end:
+                tails.append(None)
                 continue
-            tail = tokens[complete * own : end].tobytes()
-            rows = digests[max(complete * own - skip, 0) // size : i + 1] if digests else []
-            here = [*(kept if complete * own < skip else ()), *(digest for row in rows for digest in row or ())]
-            found.append(TailBlock(None, name, inside, key, seed, tail, tuple(dict.fromkeys(here))))
-        return found
+            touched = digests[max(begin - skip, 0) // size : (end - skip) // size] if digests else []
+            here = [*(kept if begin < skip else ()), *(digest for row in touched for digest in row or ())]
+            tails.append(Tail(tokens[begin:end].copy(), tuple(dict.fromkeys(here))))
+        return keys, tails
 
-    def _digests(
-        self, domain: Domain, size: int, skip: int, kept: tuple[int, ...], tokens: int
-    ) -> tuple[list[tuple[int, ...] | None], list[TokenArray | None] | None]:
-        """Return the extra keys of the event's blocks as digests, and those of our own blocks as words to hash."""
-        if not kept and not any(domain.keys):
-            return [], None
-        digests = [key_digests(keys) for keys in domain.keys]
-        rows = realign(digests, size, self.block_size, tokens // self.block_size, skip)
-        if rows and kept:
-            rows[0] = tuple(dict.fromkeys((*kept, *(rows[0] or ()))))
-        return digests, [key_words(row) for row in rows]
-
-    def _remove(self, holdings: Holdings, event: BlockRemoved, lost: list[int]) -> None:
-        group, tier = event.group_idx, tier_of(event.medium)
-        foreign = event.window_size is not None and event.window_size < (holdings.window or 0)
+    def _remove(self, slot: int, holdings: Holdings, alike: list[BlockRemoved]) -> None:
+        """Take blocks out of one place; several events that do that are as one."""
+        medium, group, window, everywhere = _place_of(alike[0])
+        tier = tier_of(medium)
+        foreign = window is not None and window < (holdings.window or 0)
         if foreign or (group is not None and not holdings.whole.get(group, True)):
-            self._counts["ignored_group"] += 1
+            self._counts["ignored_group"] += len(alike)
             return
-        if tier is None and not event.every_medium:
-            self._counts["unknown_medium"] += 1
+        if tier is None and not everywhere:
+            self._counts["unknown_medium"] += len(alike)
             return
-        for name in event.block_hashes:
-            block = holdings.blocks.get(name)
-            if block is None:
-                there = False
-            elif event.every_medium or tier is None:
-                there = holdings.drop(block, None, lost)
-            else:
-                there = holdings.take(block, int(tier), group, lost)
-            self._counts["removed" if there else "unknown_removal"] += 1
+        names = np.array([name for event in alike for name in event.block_hashes], dtype=np.uint64)
+        if everywhere or tier is None:
+            there, lost = holdings.take(names, EVERYWHERE, int(EVERY_TIER))
+        else:
+            there, lost = holdings.take(names, holdings.places.get((int(tier), group), NOWHERE))
+        self._counts["removed"] += there
+        self._counts["unknown_removal"] += len(names) - there
+        if len(lost):
+            self._index.remove(slot, lost)
 
     def _clear(self, slot: int, holdings: Holdings, event: AllBlocksCleared) -> None:
         if not event.medium:
@@ -368,11 +349,8 @@ class KVEventApplier:
         if tier is None:
             self._counts["unknown_medium"] += 1
             return
-        lost: list[int] = []
-        for block in list(holdings.blocks.values()):
-            holdings.drop(block, int(tier), lost)
+        self._index.remove(slot, holdings.clear_tiers(int(tier)))
         self._counts["cleared"] += 1
-        self._flush(slot, lost)
 
     def _cleared(self, slot: int, holdings: Holdings) -> None:
         self._index.clear(slot)
@@ -394,40 +372,22 @@ class KVEventApplier:
             holdings.whole[group] = kind in WHOLE_PROMPT
         return holdings.whole.get(group, False)
 
-    def _insert(self, slot: int, holdings: Holdings, gained: list[tuple[Block, int]]) -> None:
-        """Bring own blocks into the index, those that follow each other at once."""
-        if not gained:
-            return
-        head, last = gained[0], None
-        run: list[int] = []
-        for block, i in gained:
-            if run and (block.keys[i - 1] if i else block.before and block.before.key) != last:
-                self._insert_run(slot, holdings, *head, run)
-                head, run = (block, i), []
-            last = block.keys[i]
-            run.append(last)
-        self._insert_run(slot, holdings, *head, run)
-
-    def _insert_run(self, slot: int, holdings: Holdings, block: Block, i: int, run: list[int]) -> None:
-        keys, parent = np.array(run, dtype=np.uint64), _parent(block, i)
-        if parent is None:
-            self._index.insert(slot, keys)
+    def _insert(self, slot: int, holdings: Holdings, run: Run) -> None:
+        if run.parent is None:
+            self._index.insert(slot, run.keys)
             return
         try:
-            self._index.insert_after(slot, parent, keys)
+            self._index.insert_after(slot, run.parent, run.keys)
         except UnknownParentError:
             # Nobody holds what is before it, and the index has forgotten that; we know the way back to the beginning.
-            known = [*holdings.chain(block.before), *block.keys[:i]]
-            self._index.insert(slot, np.array(known + run, dtype=np.uint64), start=len(known))
-
-    def _flush(self, slot: int, lost: list[int]) -> None:
-        if lost:
-            self._index.remove(slot, np.array(lost, dtype=np.uint64))
-            lost.clear()
+            known = holdings.chain(run.row)
+            self._index.insert(slot, np.concatenate((known, run.keys)), start=len(known))
 
 
-def _parent(block: Block, i: int) -> int | None:
-    """Return the own block before one that is complete in this block, None at the beginning of a prompt."""
-    if i:
-        return block.keys[i - 1]
-    return block.before.key if block.before is not None else None
+def _check_group(group: int | None, i: int) -> None:
+    if group is not None and not 0 <= group < _MOST_GROUPS:
+        raise KVEventError(f"events[{i}].group_idx", group, f"an integer in [0, {_MOST_GROUPS})")
+
+
+def _place_of(event: BlockRemoved) -> tuple[str | None, int | None, int | None, bool]:
+    return event.medium, event.group_idx, event.window_size, event.every_medium

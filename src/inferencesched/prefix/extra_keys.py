@@ -11,13 +11,15 @@ vLLM lists extra keys for each block: the adapter's name, then (identifier, offs
 prompt's first block the salt. Of those pairs the identifier counts; where the thing begins, the tokens tell already.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import NamedTuple, TypeAlias, TypeVar
 
 import msgspec
 import numpy as np
 import xxhash
 
+from inferencesched._kernels._compile import entry
 from inferencesched._kernels.hashing import chain_blocks
 from inferencesched._typing import HashArray, TokenArray
 from inferencesched.errors import InvalidInputError, whole_number
@@ -174,9 +176,9 @@ def extend_chain(
     >>> extend_chain(int(extend_chain(None, prompt[:4], 4, SEED)[0]), prompt[4:], 4, SEED).tolist()
     [9510318385840434533]
     """
-    local, chain = np.uint64(local_seed), np.uint64(seed)
+    local, chain, hashed = np.uint64(local_seed), np.uint64(seed), _chain_blocks()
     if words is None or not any(word is not None for word in words):
-        return chain_blocks(tokens, size, local, chain, np.uint64(parent or 0), parent is None)
+        return hashed(tokens, size, local, chain, np.uint64(parent or 0), parent is None)
     out = np.empty(len(tokens) // size, dtype=np.uint64)
     begin, end = 0, len(out)
     while begin < end:
@@ -189,9 +191,15 @@ def extend_chain(
             piece = np.concatenate((tokens[begin * size : behind * size], word))
             step = len(piece)
         before = np.uint64(parent or 0) if begin == 0 else out[begin - 1]
-        out[begin:behind] = chain_blocks(piece, step, local, chain, before, parent is None and begin == 0)
+        out[begin:behind] = hashed(piece, step, local, chain, before, parent is None and begin == 0)
         begin = behind
     return out
+
+
+@cache
+def _chain_blocks() -> Callable[[TokenArray, int, np.uint64, np.uint64, np.uint64, bool], HashArray]:
+    """Compile the kernel at the first call; read-only tokens go through the same code."""
+    return entry(chain_blocks, np.empty(0, dtype=np.uint32), 1, np.uint64(0), np.uint64(0), np.uint64(0), True)
 
 
 def _is_pair(key: ExtraKey) -> bool:

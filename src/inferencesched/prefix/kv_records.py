@@ -109,17 +109,20 @@ class EventBatch(msgspec.Struct, frozen=True, kw_only=True):
     data_parallel_rank: int | None = None
 
 
-def tokens_per_block(event: BlockStored, where: str = "event") -> int:
+def tokens_per_block(event: BlockStored, number: int | None = None) -> int:
     """How many tokens has each of these blocks? 0 where the event brings no tokens.
 
-    Errors: `KVEventError` where tokens do not fill the blocks, or extra keys are not one entry a block.
+    Errors: `KVEventError` where tokens do not fill the blocks, or extra keys are not one entry a block; `number` is the
+    event's in its batch.
     """
-    blocks, tokens = len(event.block_hashes), len(event.token_ids)
-    if event.extra_keys is not None and len(event.extra_keys) != blocks:
-        raise KVEventError(f"{where}.extra_keys", len(event.extra_keys), f"an entry for each of {blocks} blocks")
+    blocks, tokens, size = len(event.block_hashes), len(event.token_ids), event.block_size
+    keys = event.extra_keys
+    where = "event" if number is None else f"events[{number}]"
+    if keys is not None and len(keys) != blocks:
+        raise KVEventError(f"{where}.extra_keys", len(keys), f"an entry for each of {blocks} blocks")
     if not tokens:
         return 0
-    size = event.block_size or (tokens // blocks if blocks else 0)
+    size = size or (tokens // blocks if blocks else 0)
     if tokens != size * blocks:
         words = f"{blocks} blocks of {event.block_size or 'equally many'} tokens"
         raise KVEventError(f"{where}.token_ids", f"{tokens} tokens", words)

@@ -155,7 +155,7 @@ def decode_event_batch(payload: bytes, *, encoding: Literal["msgpack", "json"] =
         raise refused("payload", error) from error
     for i, event in enumerate(events):
         if type(event) is BlockStored:
-            tokens_per_block(event, f"events[{i}]")
+            tokens_per_block(event, i)
     return EventBatch(events=events, ts=batch.ts, data_parallel_rank=batch.data_parallel_rank)
 
 
