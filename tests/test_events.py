@@ -1,6 +1,9 @@
 """Does the index hold what the engines say, whatever they said before, and nothing else?"""
 
 import functools
+import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -455,6 +458,40 @@ def test_an_index_that_refuses_a_block_leaves_the_endpoint_empty():
     with pytest.raises(isched.InvalidInputError, match="chained hashes"):
         apply(it, stored([91, 92], tokens(8)))
     assert it.known(0) == 0 and it._index.blocks(0) == 0
+
+
+#: Everything that an engine may say, in a fresh interpreter; reports what was compiled after `warmup`.
+DAY = """
+import json, sys
+import numpy as np
+import inferencesched as isched
+from inferencesched._kernels._compile import KERNELS
+
+def compiled():
+    return {name: len(k.signatures) for name, k in KERNELS.items()}
+
+isched.warmup()
+before = compiled()
+Stored, Removed, Batch = isched.BlockStored, isched.BlockRemoved, isched.EventBatch
+numbers = tuple(range(256))
+for own in (16, 64):
+    it = isched.KVEventApplier(isched.PrefixIndex(2), block_size=own)
+    keys = ((("cat", 1),), None, None, ("salt",), None)
+    it.apply(0, Batch(events=(Stored(block_hashes=(1, 2, 3, 4, 5), token_ids=numbers[:80], block_size=16, extra_keys=keys),)))
+    more = [Stored(block_hashes=(n,), parent_block_hash=5, token_ids=numbers, block_size=256) for n in range(10, 200)]
+    it.apply(0, Batch(events=(*more, Stored(block_hashes=(1,), medium="DISK"), Removed(block_hashes=(1, 2, 77)))))
+    it.apply(0, Batch(events=(Removed(block_hashes=(3,), every_medium=True), isched.AllBlocksCleared(medium="DISK"))))
+    it.match_tiers(0, isched.hash_blocks(np.arange(64, dtype=np.uint32), own))
+    it.check()
+after = compiled()
+json.dump({name: after[name] - before[name] for name in after if after[name] != before[name]}, sys.stdout)
+"""
+
+
+def test_warmup_leaves_nothing_to_compile():
+    done = subprocess.run([sys.executable, "-c", DAY], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {}
 
 
 # --- against the twin --------------------------------------------------------------------------------------------
