@@ -7,7 +7,7 @@ Probes compare 34 bits; the block found in the end is compared in full, and its 
 
 import numpy as np
 
-from inferencesched._kernels._compile import array32, kernel, load32, load64, signed
+from inferencesched._kernels._compile import array32, kernel, load32, load64, prefetch, signed
 from inferencesched._kernels.prefix_memory import (
     BITS,
     COLUMN,
@@ -30,10 +30,9 @@ from inferencesched._kernels.prefix_memory import (
     U0,
     U1,
     U30,
-    U34,
+    U64,
     WIDTH,
     at,
-    fetch,
     find,
     hash_of,
     moved,
@@ -46,10 +45,11 @@ WAYS = 8  # of the search: so many probes are under way at once
 
 
 @kernel
-def _probe(table: int, bits: int, tag: np.uint64) -> int:
+def _probe(table: int, bits: int, mixed: np.uint64) -> int:
     """Return a block whose 34 bits are these, or 0."""
+    tag = mixed >> U30
     mask = (U1 << np.uint64(bits)) - U1
-    i = tag >> (U34 - np.uint64(bits))
+    i = mixed >> (U64 - np.uint64(bits))
     while True:
         slot = load64(table + (signed(i) << 3))
         if slot == U0:
@@ -57,15 +57,6 @@ def _probe(table: int, bits: int, tag: np.uint64) -> int:
         if (slot >> U30) == tag:
             return signed(slot & NAME)
         i = (i + U1) & mask
-
-
-@kernel
-def _look(root: IntArray, block: np.uint64) -> int:
-    """Return a block whose 34 bits are these, or 0, in the table that is in charge of it."""
-    tag = (block * MIX) >> U30
-    if root[OLD] != 0 and not moved(root, tag):
-        return _probe(root[OLD], root[OLD_BITS], tag)
-    return _probe(root[TABLE], root[BITS], tag)
 
 
 @kernel
@@ -78,17 +69,24 @@ def depth_of(root: IntArray, name: int) -> int:
 def deepest(root: IntArray, chain: HashArray, first: int) -> tuple[int, int]:
     """Return how many of the chain's first blocks are known, and the last of those; `first` is the depth of block 0."""
     low, high, name = 0, chain.shape[0], 0
+    # Read once: after a hint to the processor the compiler would read them anew each time.
+    table, bits, growing = root[TABLE], root[BITS], root[OLD] != 0
+    shift = U64 - np.uint64(bits)
     while low < high:
         step = (high - low + WAYS - 1) // WAYS
-        end = high
+        last = high - 1
         position = low - 1
-        while position < end - 1:  # all at once: reading them one after the other waits for each
-            position = min(position + step, end - 1)
-            fetch(root, chain[position])
+        while position < last:  # all at once: reading them one after the other waits for each
+            position = min(position + step, last)
+            prefetch(table + (signed((chain[position] * MIX) >> shift) << 3))
         position = low - 1
-        while position < end - 1:
-            position = min(position + step, end - 1)
-            found = _look(root, chain[position])
+        while position < last:
+            position = min(position + step, last)
+            mixed = chain[position] * MIX
+            if growing and not moved(root, mixed >> U30):
+                found = _probe(root[OLD], root[OLD_BITS], mixed)
+            else:
+                found = _probe(table, bits, mixed)
             if found == 0:
                 high = position
                 break
