@@ -94,8 +94,9 @@ class KVEventApplier:
     several of those, a block is held while one of them holds it. Blocks of a group whose kind was never told are
     passed over.
 
-    Cost: about 3 us a block, and 0.6 kB of memory for each block that an engine holds (measured: see the page on KV
-    events). Not safe from several threads at once.
+    Cost: about 20 us an event and 1 us a block of 16 tokens, 3 us a removal; 90 bytes of memory a block, more where
+    several of ours are complete in one, or where blocks end in the middle of ours (measured: see the page on KV events).
+    Not safe from several threads at once.
 
     >>> from inferencesched.prefix.hashing import block_hashes
     >>> index = PrefixIndex(endpoints=2)

@@ -129,7 +129,7 @@ def decode_event_batch(payload: bytes, *, encoding: Literal["msgpack", "json"] =
     Tolerated: arrays and maps, at both levels; hashes as signed or unsigned integers or as bytes; missing and unknown
     fields; unknown types of events (`UnknownEvent`); SGLang's bigrams under EAGLE, of which each first token counts.
 
-    Cost: one pass over the bytes; see benchmarks in the docs. Errors: `KVEventError` for anything else, above all for
+    Cost: about 5 us an event and 1 us a block of 16 tokens (measured: see the page on KV events). Errors: `KVEventError` for anything else, above all for
     payloads that are cut off, nested too deep, out of range, or whose tokens do not fill their blocks.
 
     >>> batch = decode_event_batch(b'[0.5, [["BlockStored", [-1], null, [7, 8], 2]], 3]', encoding="json")
