@@ -77,7 +77,7 @@ def _new_piece(root: IntArray, endpoint: int, run: int, lo: int, hi: int) -> int
 @kernel
 def _crowd(root: IntArray) -> int:
     """Return how many pieces a run may have in a list: a column is worth its memory above it."""
-    return 8 + (int(root[COLUMN_WIDTH]) >> 5)
+    return 4 + (int(root[COLUMN_WIDTH]) >> 5)
 
 
 # --- an endpoint's list ------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from functools import cache
 from typing import Any, NamedTuple, NoReturn, final
 
 import numpy as np
+from numpy import ndarray
 
 from inferencesched._kernels._compile import entry
 from inferencesched._kernels.prefix_events import STORED_AND_CROWDED, UNKNOWN_PARENT, store, store_after, take, take_all
@@ -135,7 +136,7 @@ class PrefixIndex:
 
         `out`, int32[E] and contiguous, is filled and returned where given.
         """
-        if type(hashes) is not np.ndarray or hashes.dtype != _HASH or hashes.ndim != 1:
+        if type(hashes) is not ndarray or hashes.dtype != _HASH or hashes.ndim != 1:
             hashes = self._hashes(hashes)
         if out is None:
             out = np.empty(self.endpoints, dtype=_DEPTH)
