@@ -31,6 +31,7 @@ class PrefixIndex:
 
     def __init__(self, endpoints, capacity=None):
         self.capacity = capacity
+        self.limits = {}
         self.held = [OrderedDict() for _ in range(endpoints)]
         self.parents = {}
 
@@ -60,8 +61,19 @@ class PrefixIndex:
         for block in reversed(hashes):
             if block in held:
                 held.move_to_end(block)
-        while self.capacity is not None and len(held) > self.capacity:
-            held.popitem(last=False)
+        self.shed(slot)
+
+    def shed(self, slot):
+        """Return how many had to go."""
+        gone, most = 0, self.limits.get(slot) or self.capacity
+        while most is not None and len(self.held[slot]) > most:
+            self.held[slot].popitem(last=False)
+            gone += 1
+        return gone
+
+    def limit(self, slot, capacity):
+        self.limits[slot] = capacity
+        return self.shed(slot)
 
     def insert_after(self, slot, parent, hashes):
         if parent not in self.known():

@@ -319,6 +319,15 @@ class IndexMachine(RuleBasedStateMachine):
         self.index.clear(slot)
         self.twin.clear(slot)
 
+    @rule(data=st.data(), capacity=st.none() | st.integers(1, 40))
+    def limit(self, data, capacity):
+        slot = self.slot(data)
+        if self.twin.capacity is None:
+            with pytest.raises(isched.InvalidInputError, match="capacity"):
+                self.index.limit(slot, capacity)
+        else:
+            assert self.index.limit(slot, capacity) == self.twin.limit(slot, capacity)
+
     @precondition(lambda self: len(self.twin.held) < 20)
     @rule(more=st.sampled_from([1, 2, 15]))
     def grow(self, more):

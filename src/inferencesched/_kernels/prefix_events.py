@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from inferencesched._kernels._compile import kernel
-from inferencesched._kernels.prefix_holders import clear, drop, hold
-from inferencesched._kernels.prefix_memory import ABSENT, CROWDED, find
+from inferencesched._kernels._compile import kernel, store32
+from inferencesched._kernels.prefix_holders import clear, drop, hold, shed
+from inferencesched._kernels.prefix_memory import ABSENT, CROWDED, ENDS, LIMIT, find
 from inferencesched._kernels.prefix_search import deepest, depth_of
 from inferencesched._kernels.prefix_table import append, locate, trim
 from inferencesched._typing import HashArray, IntArray
@@ -60,5 +60,14 @@ def take(root: IntArray, endpoint: int, blocks: HashArray) -> int:
 def take_all(root: IntArray, endpoint: int) -> int:
     """Take everything from an endpoint; return how many blocks."""
     gone = clear(root, endpoint)
+    trim(root)
+    return gone
+
+
+@kernel
+def limit(root: IntArray, endpoint: int, blocks: int) -> int:
+    """Give an endpoint a capacity of its own, 0 for everybody's; return how many blocks had to go."""
+    store32(root[ENDS] + (endpoint << 4) + LIMIT, blocks)
+    gone = shed(root, endpoint)
     trim(root)
     return gone

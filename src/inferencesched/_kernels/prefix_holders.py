@@ -34,6 +34,7 @@ from inferencesched._kernels.prefix_memory import (
     HELD,
     HI,
     LENGTH,
+    LIMIT,
     LO,
     NEWER,
     NEWEST,
@@ -404,15 +405,18 @@ def _drop(root: IntArray, unit: int, endpoint: int, a: int, b: int) -> int:
 
 
 @kernel
-def _shed(root: IntArray, endpoint: int, keep: int) -> int:
-    """Let an endpoint give up its least recently used blocks down to `keep`; return how many."""
+def shed(root: IntArray, endpoint: int) -> int:
+    """Let an endpoint give up its least recently used blocks down to its capacity; return how many."""
     ends = root[ENDS] + (endpoint << 4)
-    gone = 0
+    keep, gone = load32(ends + LIMIT), 0
+    if keep == 0:
+        keep = root[CAPACITY]
     while load32(ends + HELD) > keep:
         oldest = at(root, load32(ends + OLDEST))
         hi = load32(oldest + HI)
         lo = max(load32(oldest + LO), hi - (load32(ends + HELD) - keep))
         gone += _drop(root, load32(oldest + RUN), endpoint, lo, hi)
+    root[EVICTED] += gone
     return gone
 
 
@@ -438,7 +442,7 @@ def hold(root: IntArray, endpoint: int, begin: int, leaf: int) -> None:
             cover = start - load32(at(root, parent) + START)
         unit = parent
     if bounded:
-        root[EVICTED] += _shed(root, endpoint, root[CAPACITY])
+        shed(root, endpoint)
         unit = root[CROWDED]
         if unit != 0 and load32(at(root, unit) + COUNT) <= _crowd(root):
             root[CROWDED] = 0

@@ -12,7 +12,8 @@ offset:
   endpoint's are a list from `OLDEST` to `NEWEST`;
 * a column, for a run that many endpoints hold: for each endpoint how many of the run's first blocks it holds without a
   gap (`CUTS`), then the head of its own list of pieces of that run;
-* an endpoint, at ``root[ENDS]``: how many blocks it holds, and the ends of its list of pieces.
+* an endpoint, at ``root[ENDS]``: how many blocks it holds, the ends of its list of pieces, and its own capacity where
+  that is not everybody's.
 
 The table has 2^bits slots, uint64, 0 where empty: 34 bits of the mixed hash, then 30 bits of a block's name, which is
 its chunk's unit / 2 * 8 + its place. The first `bits` of the 34 are where the block would like to be; it is there or
@@ -39,7 +40,7 @@ ENDING, CHILD, ENDING_CHILDREN, NEXT, PREVIOUS, LEVEL, PENDING, SOLE, SOLE_CUT =
 OWNER, BASE, BELOW, _, HASHES = range(0, 20, 4)
 ENDPOINT, LO, HI, FOLLOW, OLDER, NEWER, RUN = range(0, 28, 4)
 WIDTH, CUTS = 0, 32
-HELD, OLDEST, NEWEST = range(0, 12, 4)
+HELD, OLDEST, NEWEST, LIMIT = range(0, 16, 4)
 
 BLOCKS = 6  # in a chunk
 SEGMENT = 1024  # slots

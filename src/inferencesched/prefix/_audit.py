@@ -189,7 +189,7 @@ class _Book:
         """Check that every endpoint lists its own pieces, and that nothing was used later than what is before it."""
         at, capacity = self.at, self.root[CAPACITY]
         assert all(endpoint < endpoints for endpoint in pieces)
-        for endpoint, (held, oldest, newest, _) in enumerate(self.memory.ends.tolist()):
+        for endpoint, (held, oldest, newest, limit) in enumerate(self.memory.ends.tolist()):
             mine: list[int] = []
             piece, before = oldest, 0
             while piece:
@@ -199,7 +199,8 @@ class _Book:
             assert before == newest
             assert sorted(mine) == sorted(pieces.get(endpoint, []))
             assert held == sum(at(piece, HI) - at(piece, LO) for piece in mine)
-            assert not capacity or held <= capacity
+            assert not capacity or held <= (limit or capacity)
+            assert not limit or capacity
             if capacity:
                 age = {(at(piece, RUN), at(piece, LO)): i for i, piece in enumerate(mine)}
                 for (run, lo), i in age.items():

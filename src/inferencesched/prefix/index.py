@@ -22,7 +22,15 @@ import numpy as np
 from numpy import ndarray
 
 from inferencesched._kernels._compile import entry
-from inferencesched._kernels.prefix_events import STORED_AND_CROWDED, UNKNOWN_PARENT, store, store_after, take, take_all
+from inferencesched._kernels.prefix_events import (
+    STORED_AND_CROWDED,
+    UNKNOWN_PARENT,
+    limit,
+    store,
+    store_after,
+    take,
+    take_all,
+)
 from inferencesched._kernels.prefix_holders import crowd
 from inferencesched._kernels.prefix_memory import (
     ABSENT,
@@ -38,7 +46,7 @@ from inferencesched._kernels.prefix_memory import (
 )
 from inferencesched._kernels.prefix_search import match, match_many
 from inferencesched._typing import DepthArray, HashArray, IntArray
-from inferencesched.errors import InvalidInputError, UnknownParentError
+from inferencesched.errors import InvalidInputError, UnknownParentError, whole_number
 from inferencesched.prefix._audit import audit
 from inferencesched.prefix._memory import Memory
 
@@ -199,6 +207,18 @@ class PrefixIndex:
     def clear(self, slot: int) -> None:
         """Is the endpoint empty, as after a restart? It is after this. Cost: what it holds, not what the index does."""
         take_all(self._memory.root, self._slot(slot))
+
+    def limit(self, slot: int, capacity: int | None) -> int:
+        """May this endpoint hold more or fewer blocks than the others? None: as many. Returns how many had to go.
+
+        Only where the index has a capacity; it stays when the endpoint is cleared.
+        """
+        slot = self._slot(slot)
+        if self.capacity is None:
+            raise InvalidInputError("capacity", capacity, "an index that was made with one")
+        if capacity is not None:
+            capacity = min(whole_number("capacity", capacity, 1), 2**31 - 1)
+        return limit(self._memory.root, slot, capacity or 0)
 
     def grow(self, endpoints: int) -> None:
         """Is there room for so many endpoints? There is after this; the new ones hold nothing."""
