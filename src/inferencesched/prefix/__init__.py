@@ -1,5 +1,6 @@
 """Who holds which leading blocks of a prompt?"""
 
+from inferencesched.prefix.bookkeeping import IndexHealth
 from inferencesched.prefix.events import KVEventApplier, KVEventStats
 from inferencesched.prefix.extra_keys import Feature, block_extra_keys, hash_blocks
 from inferencesched.prefix.hashing import HashChain, block_hashes
@@ -16,7 +17,8 @@ from inferencesched.prefix.kv_records import (
 )
 from inferencesched.prefix.kv_trtllm import NumberedBatch, decode_trtllm_events
 from inferencesched.prefix.kv_wire import decode_event_batch
-from inferencesched.prefix.producer import ApproximatePrefixProducer
+from inferencesched.prefix.precise import TIER_WEIGHTS, PrecisePrefixProducer, UnionPrefixProducer
+from inferencesched.prefix.producer import ApproximatePrefixProducer, PrefixReceipt
 from inferencesched.prefix.sequence import (
     EventStream,
     ReplayRequest,
@@ -29,6 +31,7 @@ from inferencesched.prefix.sequence import (
 )
 
 __all__ = [
+    "TIER_WEIGHTS",
     "AllBlocksCleared",
     "ApproximatePrefixProducer",
     "BlockRemoved",
@@ -38,15 +41,19 @@ __all__ = [
     "EventStream",
     "Feature",
     "HashChain",
+    "IndexHealth",
     "IndexStats",
     "KVEventApplier",
     "KVEventStats",
     "NumberedBatch",
+    "PrecisePrefixProducer",
     "PrefixIndex",
+    "PrefixReceipt",
     "ReplayRequest",
     "StreamStep",
     "Tier",
     "Topic",
+    "UnionPrefixProducer",
     "UnknownEvent",
     "WireFrame",
     "block_extra_keys",

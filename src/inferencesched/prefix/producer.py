@@ -1,29 +1,51 @@
-"""How much of this prompt does each endpoint hold?
+"""How much of this prompt does each endpoint hold, from what we sent there?
 
-The prefix index as a `DataProducer`. First version: approximate, from our own bookings alone (what was sent to an
-endpoint is taken to be cached there, least recently used first out).
+The approximate prefix index as a `DataProducer`: what was sent to an endpoint is taken to be cached there, least
+recently used first out. `inferencesched.prefix.precise` learns from the engines' own events instead.
 """
 
 import threading
+from secrets import randbits
 from typing import NamedTuple, final
 
 import numpy as np
 
-from inferencesched._typing import HashArray, IndexArray, IntArray
-from inferencesched.endpoints import PREFIX_MATCH, PREFIX_TOKENS, Endpoints, Signal
-from inferencesched.errors import whole_number
+from inferencesched._typing import FloatArray, HashArray, IntArray
+from inferencesched.endpoints import KV_BLOCK_SIZE, KV_BLOCKS, PREFIX_MATCH, PREFIX_TOKENS, Endpoints, Signal
+from inferencesched.errors import InvalidInputError, whole_number
 from inferencesched.framework import CycleState, Produced
+from inferencesched.prefix.bookkeeping import IndexHealth, Lookups, Stays
 from inferencesched.prefix.hashing import block_hashes
 from inferencesched.prefix.index import PrefixIndex
+from inferencesched.prefix.recency import Recency
 from inferencesched.request import InferenceRequest
 
 
 class PrefixReceipt(NamedTuple):
-    """What has to be remembered if this decision is kept?"""
+    """What has to be remembered if this decision is kept?
+
+    `hashes` uint64[B] are the prompt's, None where nobody knows them; `matched` int64[E] blocks of it were found on each
+    of the `endpoints` decided on.
+    """
 
     hashes: HashArray | None
-    slots: IndexArray
-    generations: IntArray
+    endpoints: Endpoints
+    matched: IntArray
+
+    def position(self, slot: int) -> int:
+        """Return which of the candidates has this slot."""
+        return int(np.flatnonzero(self.endpoints.slots == slot)[0])
+
+
+def columns_of(matched: FloatArray, held: FloatArray, blocks: int, block_size: int) -> dict[Signal, FloatArray]:
+    """Return what a scorer reads: the share `matched` (weighted) and the tokens `held` (not weighted)."""
+    return {PREFIX_MATCH: matched / max(1, blocks), PREFIX_TOKENS: held * block_size}
+
+
+def unknown_columns(endpoints: Endpoints) -> dict[Signal, FloatArray]:
+    """Return the columns for a request of which no hashes are known."""
+    unknown = np.full(len(endpoints), np.nan)
+    return {PREFIX_MATCH: unknown, PREFIX_TOKENS: unknown}
 
 
 @final
@@ -31,11 +53,20 @@ class ApproximatePrefixProducer:
     """What did we send where, and so what is cached where?
 
     Fills ``PREFIX_MATCH`` (share of the prompt's full blocks) and ``PREFIX_TOKENS`` (those blocks in tokens); both
-    are unknown for a request with neither hashes nor tokens. `capacity` is blocks an endpoint (None: unbounded; the
-    reference's default is 31,250), `block_size` tokens a block, `max_blocks` caps what is looked up of one prompt.
-    A request that brings its own ``block_hashes`` made them with the same `block_size`.
-    Safe from any thread, for the endpoints of one pool. Cost: a match and, at commit, an insertion (`PrefixIndex`).
+    are unknown for a request with neither hashes nor tokens. A request that brings its own ``block_hashes`` made them
+    with the same `block_size`.
 
+    Parameters
+    ----------
+    block_size: tokens a block.
+    capacity: blocks an endpoint; None is unbounded. The reference's default is 31,250.
+    automatic: an endpoint whose ``KV_BLOCKS`` and ``KV_BLOCK_SIZE`` are known has as much as those hold instead.
+    ttl: seconds after which a block that was not sent again is forgotten; None is never. Costs some 100 bytes a block.
+    max_blocks: how much is looked up and remembered of one prompt, in blocks; None is all.
+    seed: of the hashes; None draws a secret one, so that no client can aim at another tenant's blocks. Decisions do
+        not depend on it.
+
+    Safe from any thread, for the endpoints of one pool. Cost: a match and, at commit, an insertion (`PrefixIndex`).
     A slot that was handed to another endpoint starts empty.
 
     >>> from inferencesched import InferencePool, InferenceRequest, Scheduler, default_profile
@@ -49,16 +80,34 @@ class ApproximatePrefixProducer:
     >>> again = scheduler.schedule_and_reserve(InferenceRequest(request_id="2", tokens=tokens), pool, now=0.1, rng=rng)
     >>> first.endpoint == again.endpoint, first.tokens, again.tokens
     (True, 16, 0)
+    >>> print(producer.health())
+    healthy: 1 of 2 prompts matched, 4 blocks held
     """
 
-    def __init__(self, *, block_size: int = 64, capacity: int | None = 31_250, max_blocks: int | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        block_size: int = 64,
+        capacity: int | None = 31_250,
+        automatic: bool = False,
+        ttl: float | None = None,
+        max_blocks: int | None = None,
+        seed: int | None = None,
+    ) -> None:
         whole_number("block_size", block_size, low=1)
         if max_blocks is not None:
             whole_number("max_blocks", max_blocks, low=1)
+        if automatic and capacity is None:
+            raise InvalidInputError("automatic", automatic, "a capacity, for endpoints that do not tell theirs")
         self.block_size = block_size
         self.max_blocks = max_blocks
+        self.automatic = automatic
+        self.seed = randbits(64) if seed is None else seed
         self.index = PrefixIndex(1, capacity)
-        self._generations: IntArray = np.full(1, -1, dtype=np.int64)  # of whom each slot's blocks are
+        self._recency = None if ttl is None else Recency(ttl)
+        self._stays = Stays()
+        self._lookups = Lookups()
+        self._limits: dict[int, tuple[int, int]] = {}  # slot -> what it has by its own word, and what is used of that
         self._lock = threading.Lock()  # the index has one writer, and no reader meanwhile
 
     @property
@@ -67,52 +116,111 @@ class ApproximatePrefixProducer:
         return (PREFIX_MATCH, PREFIX_TOKENS)
 
     def produce(self, request: InferenceRequest, endpoints: Endpoints, cycle: CycleState) -> Produced[PrefixReceipt]:
-        """Return both columns and what `commit` needs."""
-        slots, generations = endpoints.slots, endpoints.generations
-        hashes = self._hashes(request)
+        """Return both columns and what `commit` needs. Blocks whose time is up do not count, whoever asks next."""
+        hashes = self.hashes(request)
         if hashes is None:
-            unknown = np.full(len(endpoints), np.nan)
-            return Produced({PREFIX_MATCH: unknown, PREFIX_TOKENS: unknown}, PrefixReceipt(None, slots, generations))
+            nothing = np.zeros(len(endpoints), dtype=np.int64)
+            return Produced(unknown_columns(endpoints), PrefixReceipt(None, endpoints, nothing))
         with self._lock:
-            depth = self.index.match(hashes)
-            if len(slots) and slots.max() >= len(depth):
-                depth = np.concatenate([depth, np.zeros(int(slots.max()) + 1 - len(depth), dtype=np.int32)])
-                known = np.concatenate(
-                    [self._generations, np.full(len(depth) - len(self._generations), -1, dtype=np.int64)]
-                )
-            else:
-                known = self._generations
-            matched = np.where(known[slots] == generations, depth[slots], 0).astype(np.float64)
-        columns = {PREFIX_MATCH: matched / max(1, len(hashes)), PREFIX_TOKENS: matched * self.block_size}
-        return Produced(columns, PrefixReceipt(hashes, slots, generations))
+            self._forget_old(cycle.now)
+            matched = self._matched(hashes, endpoints)
+            if len(hashes):
+                self._lookups.count(hit=bool(matched.any()))
+        reach = matched.astype(np.float64)
+        return Produced(
+            columns_of(reach, reach, len(hashes), self.block_size), PrefixReceipt(hashes, endpoints, matched)
+        )
 
     def commit(self, receipt: PrefixReceipt, slot: int, *, now: float) -> None:
         """Remember that the prompt went to `slot`."""
         if receipt.hashes is None:
             return
-        generation = int(receipt.generations[np.flatnonzero(receipt.slots == slot)[0]])
+        endpoints, position = receipt.endpoints, receipt.position(slot)
         with self._lock:
-            size = len(self._generations)
-            if slot >= size:
-                size = max(slot + 1, 2 * size)
-                self.index.grow(size)
-                self._generations = np.concatenate(
-                    [self._generations, np.full(size - len(self._generations), -1, dtype=np.int64)]
-                )
-            if self._generations[slot] != generation:
+            self._forget_old(now)
+            if self._stays.claim(slot, int(endpoints.generations[position])):
                 self.index.clear(slot)
-                self._generations[slot] = generation
+                self._limits.pop(slot, None)
+                if self._recency is not None:
+                    self._recency.forget(slot)
+            if len(self._stays) > self.index.endpoints:
+                self.index.grow(len(self._stays))
+            if self.index.capacity is not None:
+                self._keep_limit(slot, endpoints, position)
             self.index.insert(slot, receipt.hashes)
+            if self._recency is not None:
+                self._recency.touch(slot, receipt.hashes, now)
 
-    def _hashes(self, request: InferenceRequest) -> HashArray | None:
+    def feedback(self, receipt: PrefixReceipt, slot: int, cached_tokens: int) -> None:
+        """What had the server cached of this prompt, by its own word (``cached_tokens`` of its response)?
+
+        Less than was expected says that it holds less than it is believed to: its capacity here shrinks to seven
+        eighths of what it is taken to hold. As much lets it grow again, by a sixty-fourth, up to what it has. The
+        prompt itself stays: the server has computed it by now.
+        Errors: `InvalidInputError` for a negative number, and for an index without capacity.
+        """
+        whole_number("cached_tokens", cached_tokens)
+        if self.index.capacity is None:
+            raise InvalidInputError("capacity", None, "a capacity: without one nothing is ever aged")
+        if receipt.hashes is None or not len(receipt.hashes):
+            return
+        position = receipt.position(slot)
+        expected, had = int(receipt.matched[position]), cached_tokens // self.block_size
+        with self._lock:
+            stay = receipt.endpoints.slots[[position]], receipt.endpoints.generations[[position]]
+            if slot not in self._limits or not self._stays.current(*stay)[0]:
+                return  # another endpoint has the slot by now
+            most, used = self._limits[slot]
+            if had < min(expected, (len(receipt.hashes) * self.block_size - 1) // self.block_size):
+                used = max(1, len(receipt.hashes), min(used, self.index.blocks(slot)) * 7 // 8)
+            elif expected:
+                used += max(1, used // 64)
+            self._set_limit(slot, most, min(used, most))
+
+    def health(self) -> IndexHealth:
+        """Does it find what it stores? See `IndexHealth`: ``blind`` is worth an alarm."""
+        with self._lock:
+            return self._lookups.health(self.index.stats.held)
+
+    def hashes(self, request: InferenceRequest) -> HashArray | None:
+        """Under which names is this prompt looked up? ``uint64[B]``; None if the request has neither hashes nor tokens."""
         hashes = request.block_hashes
         if hashes is None and request.tokens is not None:
             hashes = block_hashes(
                 request.tokens,
                 self.block_size,
+                seed=self.seed,
                 model=request.model,
                 lora=request.adapter,
                 salt=request.cache_salt,
                 tenant=request.tenant,
             )
         return hashes if hashes is None or self.max_blocks is None else hashes[: self.max_blocks]
+
+    def _matched(self, hashes: HashArray, endpoints: Endpoints) -> IntArray:
+        """Return matched blocks by candidate, int64[E]; 0 where the slot's blocks are another's."""
+        slots = endpoints.slots
+        depth = self.index.match(hashes)
+        owned = self._stays.current(slots, endpoints.generations)
+        return np.where(owned, depth[np.where(owned, slots, 0)], 0).astype(np.int64)
+
+    def _forget_old(self, now: float) -> None:
+        if self._recency is not None:
+            for slot, blocks in self._recency.expire(now):
+                self.index.remove(slot, blocks)
+
+    def _keep_limit(self, slot: int, endpoints: Endpoints, position: int) -> None:
+        """Hold an endpoint to its own capacity, if it tells one."""
+        most = self.index.capacity
+        assert most is not None  # the caller asked
+        if self.automatic:
+            tokens = float(endpoints[KV_BLOCKS][position] * endpoints[KV_BLOCK_SIZE][position])
+            if tokens == tokens:
+                most = max(1, int(tokens) // self.block_size)
+        if self._limits.get(slot, (0, 0))[0] != most:
+            self._set_limit(slot, most, most)
+
+    def _set_limit(self, slot: int, most: int, used: int) -> None:
+        if self._limits.get(slot) != (most, used):
+            self._limits[slot] = (most, used)
+            self.index.limit(slot, used)

@@ -54,7 +54,7 @@ class Recency:
             if last is None:
                 continue
             # what was touched again since has a later entry of its own
-            gone = [block for block in hashes.tolist() if last.get(block) == touched]
+            gone = [block for block in dict.fromkeys(hashes.tolist()) if last.get(block) == touched]
             for block in gone:
                 del last[block]
             if gone:

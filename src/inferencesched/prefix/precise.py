@@ -1,0 +1,246 @@
+"""How much of this prompt does each endpoint hold, by the engines' own word?
+
+The exact prefix index as a `DataProducer`, fed with KV events, and its union with what we sent ourselves: an event tells
+of a block when it is stored, a booking tells of it while the request is on its way.
+"""
+
+import threading
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final, NamedTuple, final
+
+import numpy as np
+
+from inferencesched._typing import FloatArray, HashArray, IntArray
+from inferencesched.endpoints import PREFIX_MATCH, PREFIX_TOKENS, Endpoints, Signal
+from inferencesched.errors import InvalidInputError, whole_number
+from inferencesched.framework import CycleState, Produced
+from inferencesched.prefix.bookkeeping import IndexHealth, Lookups, Stays
+from inferencesched.prefix.events import KVEventApplier, KVEventStats
+from inferencesched.prefix.hashing import SEED, block_hashes
+from inferencesched.prefix.index import PrefixIndex
+from inferencesched.prefix.kv_records import BlockStored, EventBatch, Tier, tier_of
+from inferencesched.prefix.producer import ApproximatePrefixProducer, PrefixReceipt, columns_of, unknown_columns
+from inferencesched.prefix.recency import Recency
+from inferencesched.prefix.sequence import StreamStep
+from inferencesched.request import InferenceRequest
+
+#: What a block is worth where it lies: the device's and the host's as in llm-d, the slower ones as in Dynamo.
+TIER_WEIGHTS: Final[Mapping[Tier, float]] = MappingProxyType(
+    {Tier.DEVICE: 1.0, Tier.HOST: 0.8, Tier.DISK: 0.25, Tier.EXTERNAL: 0.25}
+)
+
+
+@final
+class PrecisePrefixProducer:
+    """Which blocks does each engine say that it holds?
+
+    Fills ``PREFIX_MATCH`` (share of the prompt's full blocks held without a gap, each weighed by the best tier it lies
+    on) and ``PREFIX_TOKENS`` (those blocks in tokens, not weighed). A block that was just booked counts in full, until
+    the engine confirms it or `speculative_ttl` seconds have passed: so that a burst of equal prompts stays together.
+
+    Parameters
+    ----------
+    block_size: tokens a block of our own; the engines' may differ.
+    model, tenant, seed: domains of the hashes, for events and requests alike (`block_hashes`).
+    weights: what a block is worth on each tier, 0 to 1; the best that it lies on counts.
+    speculative_ttl: seconds; None takes the engines' word alone.
+    max_blocks: how much is looked up of one prompt, in blocks; None is all.
+
+    Nothing is evicted here: engines say what they gave up. `apply` and `take` are fed from whatever reads the engines'
+    sockets; an endpoint that came back (another generation of its slot) starts empty. Safe from any thread, for the
+    endpoints of one pool. Cost: a match, and where blocks lie on several tiers some us and 1 us a block for each
+    endpoint that holds part of the prompt.
+
+    >>> from inferencesched import InferencePool, InferenceRequest
+    >>> pool = InferencePool()
+    >>> pool.join("a"); pool.join("b")
+    >>> endpoints = pool.snapshot()
+    >>> producer = PrecisePrefixProducer(block_size=4, model="llama")
+    >>> stored = BlockStored(block_hashes=(91, 92), token_ids=tuple(range(8)), block_size=4)
+    >>> slot, generation = endpoints.slots[1], endpoints.generations[1]
+    >>> producer.apply(slot, generation, EventBatch(events=(stored,)))
+    >>> request = InferenceRequest(request_id="1", tokens=np.arange(16, dtype=np.uint32))
+    >>> cycle = CycleState(0.0, np.random.default_rng(0), 0)
+    >>> producer.produce(request, endpoints, cycle).columns[PREFIX_MATCH]
+    array([0. , 0.5])
+    """
+
+    def __init__(
+        self,
+        *,
+        block_size: int = 64,
+        model: str = "",
+        tenant: str = "",
+        seed: int = SEED,
+        weights: Mapping[Tier, float] = TIER_WEIGHTS,
+        speculative_ttl: float | None = 2.0,
+        max_blocks: int | None = None,
+    ) -> None:
+        whole_number("block_size", block_size, low=1)
+        if max_blocks is not None:
+            whole_number("max_blocks", max_blocks, low=1)
+        for tier, weight in weights.items():
+            if not 0.0 <= weight <= 1.0:
+                raise InvalidInputError(f"weights[{tier.name}]", weight, "a number from 0 to 1")
+        self.block_size = block_size
+        self.model = model
+        self.tenant = tenant
+        self.seed = seed
+        self.max_blocks = max_blocks
+        self.index = PrefixIndex(1)
+        self.speculative = PrefixIndex(1)
+        self._applier = KVEventApplier(self.index, block_size=block_size, model=model, tenant=tenant, seed=seed)
+        self._recency = None if speculative_ttl is None else Recency(speculative_ttl)
+        #: What a block is worth by its flags: the best of the tiers it lies on.
+        self._worth: FloatArray = np.array(
+            [max((weights.get(tier, 1.0) for tier in Tier if flags & tier), default=0.0) for flags in range(16)]
+        )
+        self._mixed: set[int] = set()  # slots that were said to hold something elsewhere than on the device
+        self._stays = Stays()
+        self._lookups = Lookups()
+        self._lock = threading.Lock()
+
+    @property
+    def produces(self) -> tuple[Signal, ...]:
+        """Which columns does it fill?"""
+        return (PREFIX_MATCH, PREFIX_TOKENS)
+
+    @property
+    def stats(self) -> KVEventStats:
+        """What have the events brought so far?"""
+        return self._applier.stats
+
+    def apply(self, slot: int, generation: int, batch: EventBatch) -> None:
+        """What does this engine say? `slot` and `generation` are its endpoint's. Errors: `KVEventError`."""
+        with self._lock:
+            slot = self._claim(slot, generation)
+            self._note_tiers(slot, batch)
+            self._applier.apply(slot, batch)
+
+    def take(self, slot: int, generation: int, step: StreamStep[EventBatch]) -> None:
+        """What does a step of this engine's stream change (`EventStream`)? Errors: `KVEventError`."""
+        with self._lock:
+            slot = self._claim(slot, generation)
+            for _, batch in step.ready:
+                self._note_tiers(slot, batch)
+            self._applier.take(slot, step)
+
+    def produce(self, request: InferenceRequest, endpoints: Endpoints, cycle: CycleState) -> Produced[PrefixReceipt]:
+        """Return both columns and what `commit` needs."""
+        hashes = self.hashes(request)
+        if hashes is None:
+            nothing = np.zeros(len(endpoints), dtype=np.int64)
+            return Produced(unknown_columns(endpoints), PrefixReceipt(None, endpoints, nothing))
+        with self._lock:
+            self._forget_old(cycle.now)
+            slots = endpoints.slots
+            owned = self._stays.current(slots, endpoints.generations)
+            places = np.where(owned, slots, 0)
+            told = np.where(owned, self.index.match(hashes)[places], 0).astype(np.int64)
+            worth = self._weighed(hashes, told, places)
+            booked = np.where(owned, self.speculative.match(hashes)[places], 0)
+            if len(hashes):
+                self._lookups.count(hit=bool(told.any()))
+        reach = np.maximum(told, booked)
+        # a booked block is on its way to the device: it counts in full, and the rest behind it as told
+        matched = np.maximum(worth, booked)
+        columns = columns_of(matched, reach.astype(np.float64), len(hashes), self.block_size)
+        return Produced(columns, PrefixReceipt(hashes, endpoints, reach))
+
+    def commit(self, receipt: PrefixReceipt, slot: int, *, now: float) -> None:
+        """Expect the prompt's blocks on `slot`, until they are confirmed or their time is up."""
+        if receipt.hashes is None or self._recency is None:
+            return
+        with self._lock:
+            self._forget_old(now)
+            self._claim(slot, int(receipt.endpoints.generations[receipt.position(slot)]))
+            self.speculative.insert(slot, receipt.hashes)
+            self._recency.touch(slot, receipt.hashes, now)
+
+    def health(self) -> IndexHealth:
+        """Do requests find what the engines say they hold? Booked blocks do not count. See `IndexHealth`."""
+        with self._lock:
+            return self._lookups.health(self.index.stats.held)
+
+    def hashes(self, request: InferenceRequest) -> HashArray | None:
+        """Under which names is this prompt looked up? ``uint64[B]``; None if the request has neither hashes nor tokens."""
+        hashes = request.block_hashes
+        if hashes is None and request.tokens is not None:
+            hashes = block_hashes(
+                request.tokens,
+                self.block_size,
+                seed=self.seed,
+                model=self.model,
+                lora=request.adapter,
+                salt=request.cache_salt,
+                tenant=self.tenant,
+            )
+        return hashes if hashes is None or self.max_blocks is None else hashes[: self.max_blocks]
+
+    def _claim(self, slot: int, generation: int) -> int:
+        slot = int(slot)
+        if self._stays.claim(slot, int(generation)):
+            self._applier.clear(slot)
+            self.speculative.clear(slot)
+            self._mixed.discard(slot)
+            if self._recency is not None:
+                self._recency.forget(slot)
+        if len(self._stays) > self.index.endpoints:
+            self.index.grow(len(self._stays))
+            self.speculative.grow(len(self._stays))
+        return slot
+
+    def _note_tiers(self, slot: int, batch: EventBatch) -> None:
+        if any(type(event) is BlockStored and tier_of(event.medium) != Tier.DEVICE for event in batch.events):
+            self._mixed.add(slot)
+
+    def _weighed(self, hashes: HashArray, told: IntArray, slots: IntArray) -> FloatArray:
+        """Return what the matched blocks are worth, float64[E]."""
+        worth: FloatArray = told * self._worth[int(Tier.DEVICE)]
+        for i in np.flatnonzero(told).tolist():
+            if int(slots[i]) in self._mixed:
+                flags = self._applier.tiers_of(int(slots[i]), hashes[: told[i]])
+                worth[i] = self._worth[flags.astype(np.intp)].sum()
+        return worth
+
+    def _forget_old(self, now: float) -> None:
+        if self._recency is not None:
+            for slot, blocks in self._recency.expire(now):
+                self.speculative.remove(slot, blocks)
+
+
+class UnionReceipt(NamedTuple):
+    """What do both have to remember?"""
+
+    approximate: PrefixReceipt
+    precise: PrefixReceipt
+
+
+@final
+class UnionPrefixProducer:
+    """Who holds more of this prompt, by the engines' word or by ours? For each endpoint the larger.
+
+    For pools where only some engines publish events. Each keeps its own index; both are asked, both learn.
+    """
+
+    def __init__(self, approximate: ApproximatePrefixProducer, precise: PrecisePrefixProducer) -> None:
+        self.approximate = approximate
+        self.precise = precise
+
+    @property
+    def produces(self) -> tuple[Signal, ...]:
+        """Which columns does it fill?"""
+        return (PREFIX_MATCH, PREFIX_TOKENS)
+
+    def produce(self, request: InferenceRequest, endpoints: Endpoints, cycle: CycleState) -> Produced[UnionReceipt]:
+        """Return the larger of both columns, and both receipts."""
+        ours = self.approximate.produce(request, endpoints, cycle)
+        theirs = self.precise.produce(request, endpoints, cycle)
+        columns = {signal: np.fmax(ours.columns[signal], theirs.columns[signal]) for signal in self.produces}
+        return Produced(columns, UnionReceipt(ours.receipt, theirs.receipt))
+
+    def commit(self, receipt: UnionReceipt, slot: int, *, now: float) -> None:
+        """Let both learn where the request went."""
+        self.approximate.commit(receipt.approximate, slot, now=now)
+        self.precise.commit(receipt.precise, slot, now=now)
