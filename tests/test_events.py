@@ -242,6 +242,15 @@ def test_a_hash_that_stands_for_other_tokens_now_is_not_believed():
     assert depth(it, hash_blocks(np.arange(60, 68, dtype=np.uint32), 4)) == 1
 
 
+def test_a_hash_that_stands_for_another_unfinished_block_is_not_believed_either():
+    it = applier(own=64)
+    apply(it, stored([1], tokens(16), size=16))
+    apply(it, stored([1], tokens(16, 50), size=16))
+    apply(it, stored([1], tokens(16), size=16, lora_name="sql"))
+    apply(it, stored([1], tokens(16), size=16, extra_keys=((("cat", 0),),)))
+    assert counts(it) == {"stored": 1, "conflicts": 3}
+
+
 # --- block sizes -------------------------------------------------------------------------------------------------
 
 
@@ -333,6 +342,17 @@ def test_names_that_would_like_the_same_place_in_the_table():
         it.apply(0, EventBatch(events=(removed(name),)))
     it.check()
     assert it.known(0) == len(names[2::3]) and it.stats.removed == len(names) - it.known(0)
+
+
+def test_an_own_block_needs_no_more_than_it_touches():
+    """Blocks of 3 and 4 tokens: the second own block touches the second and the third of the engine, not the first."""
+    it = applier(own=4)
+    apply(it, stored([1, 2, 3, 4], tokens(12), size=3), removed(1, 2))
+    assert it._index.blocks(0) == 1
+    apply(it, stored([2], tokens(3, 3), size=3, parent_block_hash=1))
+    assert it._index.blocks(0) == 2 and it.tiers_of(0, prompt(12)).tolist() == [0, 1, 1]
+    apply(it, stored([1], tokens(3), size=3))
+    assert depth(it, prompt(12)) == 3
 
 
 def test_what_the_index_forgot_is_told_again():
