@@ -328,6 +328,28 @@ class IndexMachine(RuleBasedStateMachine):
         else:
             assert self.index.limit(slot, capacity) == self.twin.limit(slot, capacity)
 
+    @rule()
+    def restart(self):
+        """What was written down and read again goes on as the old index would have, its ages included."""
+        snapshot = isched.take_snapshot(self.index, seed=1, block_size=16)
+        self.index = isched.IndexSnapshot.from_bytes(snapshot.to_bytes()).restore()
+        self.twin.limits.clear()
+        for slot in range(len(self.twin.held)):
+            self.twin.shed(slot)
+
+    @rule(data=st.data())
+    def a_replica_joins(self, data):
+        """A replica that saw one endpoint's events up to a later one: all of it is taken over."""
+        slot, chain = self.slot(data), self.chain(data)
+        replica = isched.PrefixIndex(1)
+        if chain:
+            replica.insert(0, hashes(*chain))
+        snapshot = isched.take_snapshot(replica, seed=1, block_size=16, cursors={0: 7})
+        cursors = snapshot.merge_into(self.index, seed=1, block_size=16, cursors={slot: 6}, mapping={0: slot})
+        assert cursors == {slot: 7}
+        self.twin.clear(slot)
+        self.twin.insert(slot, chain)
+
     @precondition(lambda self: len(self.twin.held) < 20)
     @rule(more=st.sampled_from([1, 2, 15]))
     def grow(self, more):

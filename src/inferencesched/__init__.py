@@ -41,6 +41,7 @@ from inferencesched.errors import (
     RequestRefusedError,
     ReservationError,
     ScoreError,
+    SnapshotError,
     TraceError,
     UnknownNameError,
     UnknownParentError,
@@ -83,6 +84,7 @@ from inferencesched.prefix import (
     Feature,
     HashChain,
     IndexHealth,
+    IndexSnapshot,
     IndexStats,
     KVEventApplier,
     KVEventStats,
@@ -104,6 +106,7 @@ from inferencesched.prefix import (
     decode_trtllm_events,
     hash_blocks,
     parse_topic,
+    take_snapshot,
     tier_of,
 )
 from inferencesched.request import InferenceRequest, Usage
@@ -162,6 +165,7 @@ __all__ = [
     "FilteredOutError",
     "HashChain",
     "IndexHealth",
+    "IndexSnapshot",
     "IndexStats",
     "InferencePool",
     "InferenceRequest",
@@ -203,6 +207,7 @@ __all__ = [
     "Settlement",
     "Signal",
     "SingleProfileHandler",
+    "SnapshotError",
     "StalePolicy",
     "StreamStep",
     "Target",
@@ -234,6 +239,7 @@ __all__ = [
     "minmax",
     "parse_topic",
     "ratio",
+    "take_snapshot",
     "tier_of",
     "warmup",
 ]

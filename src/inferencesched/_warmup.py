@@ -9,10 +9,11 @@ from inferencesched.normalize import minmax
 from inferencesched.pickers import MaxScorePicker
 from inferencesched.pool import InferencePool
 from inferencesched.prefix.events import KVEventApplier
-from inferencesched.prefix.hashing import block_hashes
+from inferencesched.prefix.hashing import SEED, block_hashes
 from inferencesched.prefix.index import PrefixIndex
 from inferencesched.prefix.kv_records import AllBlocksCleared, BlockRemoved, BlockStored, EventBatch
 from inferencesched.prefix.producer import ApproximatePrefixProducer
+from inferencesched.prefix.snapshot import take_snapshot
 from inferencesched.request import InferenceRequest
 from inferencesched.scheduler import Scheduler
 from inferencesched.scorers import KvCacheUtilizationScorer, PrefixCacheScorer, QueueScorer
@@ -65,7 +66,11 @@ def _walk_index() -> None:
     index.match_many([chain])
     index.reserve(2_000)
     index.insert(0, chain)
+    take_snapshot(index, seed=SEED, block_size=16).restore()
     index.clear(0)
+    bounded = PrefixIndex(1, 8)
+    bounded.insert(0, chain)
+    bounded.limit(0, 4)
 
 
 def _walk_events() -> None:

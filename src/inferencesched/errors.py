@@ -8,6 +8,7 @@
      |    |-- UnknownNameError (LookupError)     a policy, timing, signal or endpoint nobody knows
      |    |-- DuplicateEndpointError             an endpoint name used twice
      |    |-- UnknownParentError                 a suffix of blocks whose parent is not in the index
+     |    |-- SnapshotError                      a prefix index's snapshot that is broken, or of another version or seed
      |    |-- KVEventError                       an engine's KV event that cannot be read: names the place
      |    `-- TraceError                         a line of a trace file: names file and line
      |
@@ -68,6 +69,10 @@ class DuplicateEndpointError(InvalidInputError):
 
 class UnknownParentError(InvalidInputError, LookupError):
     """Which parent block is not in the prefix index?"""
+
+
+class SnapshotError(InvalidInputError):
+    """What is wrong with this snapshot of a prefix index: its bytes, its version, or the seed of its hashes?"""
 
 
 class KVEventError(InvalidInputError):

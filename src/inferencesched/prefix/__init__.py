@@ -29,6 +29,7 @@ from inferencesched.prefix.sequence import (
     decode_replay_reply,
     parse_topic,
 )
+from inferencesched.prefix.snapshot import IndexSnapshot, take_snapshot
 
 __all__ = [
     "TIER_WEIGHTS",
@@ -42,6 +43,7 @@ __all__ = [
     "Feature",
     "HashChain",
     "IndexHealth",
+    "IndexSnapshot",
     "IndexStats",
     "KVEventApplier",
     "KVEventStats",
@@ -64,5 +66,6 @@ __all__ = [
     "decode_trtllm_events",
     "hash_blocks",
     "parse_topic",
+    "take_snapshot",
     "tier_of",
 ]

@@ -31,6 +31,7 @@ from inferencesched._kernels.prefix_events import (
     take,
     take_all,
 )
+from inferencesched._kernels.prefix_export import collect, gather
 from inferencesched._kernels.prefix_holders import crowd
 from inferencesched._kernels.prefix_memory import (
     ABSENT,
@@ -42,6 +43,7 @@ from inferencesched._kernels.prefix_memory import (
     PIECES,
     RUNS,
     SEGMENTS,
+    TOP,
     USED,
 )
 from inferencesched._kernels.prefix_search import match, match_many
@@ -235,6 +237,16 @@ class PrefixIndex:
         if blocks < 0:
             raise InvalidInputError("blocks", blocks, "an integer of at least 0")
         self._memory.reserve(blocks, 2 * (blocks // BLOCKS + 2))
+
+    def pieces(self) -> tuple[DepthArray, HashArray, DepthArray]:
+        """Who holds what, all of it, as arrays? What a snapshot is made of; see `inferencesched.prefix.snapshot.Pieces`."""
+        root = self._memory.root
+        runs = np.zeros((int(root[RUNS]), 4), dtype=np.int32)
+        held = np.zeros((int(root[PIECES]), 4), dtype=_DEPTH)
+        gather(root, self.endpoints, np.zeros(int(root[TOP]), dtype=np.int32), runs, held)
+        hashes = np.zeros(int(root[USED]), dtype=_HASH)
+        collect(root, runs, len(runs), hashes)
+        return runs[:, 1:].copy(), hashes, held
 
     def check(self) -> None:
         """Does every part of the index agree with every other? Raises AssertionError where not; for tests: it is slow."""
