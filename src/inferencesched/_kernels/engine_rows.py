@@ -44,7 +44,7 @@ U32 = np.uint64(32)
 @kernel
 def _home(table: RowArray, word: np.uint64) -> int:
     """Return the slot where a word would like to be: the table's length is a power of two, of at most 32 bits."""
-    return int((word * GOLDEN) >> U32) & (table.shape[0] - 1)
+    return int((word * GOLDEN) >> U32) & int(table.shape[0] - 1)
 
 
 @kernel
@@ -85,7 +85,7 @@ def fill(rows: RowArray, words: HashArray, meta: IntArray, names: RowArray, own:
 @kernel
 def find(names: RowArray, words: HashArray, name: np.uint64) -> int:
     """Return the row of the engine's block, -1 where it is not known."""
-    return names[slot_of(names, words, NAME, name)] - 1
+    return int(names[slot_of(names, words, NAME, name)]) - 1
 
 
 # --- levels ------------------------------------------------------------------------------------------------------
@@ -235,7 +235,7 @@ def new(
         if behind >= 0:
             rows[behind, PREVIOUS] = r
         rows[before, FIRST] = r
-    return r
+    return int(r)
 
 
 @kernel
