@@ -4,7 +4,9 @@ import functools
 import json
 import subprocess
 import sys
+from itertools import pairwise
 
+import msgspec
 import numpy as np
 import pytest
 import xxhash
@@ -116,6 +118,14 @@ def test_n_copies_take_n_removals():
     assert depth(it, prompt(4)) == 0
     apply(it, removed(91))
     assert counts(it) == {"stored": 1, "duplicates": 2, "removed": 3, "unknown_removal": 1}
+
+
+def test_removals_from_several_places_in_one_batch():
+    it = applier()
+    apply(it, stored([91, 92], tokens(8)), BlockStored(block_hashes=(91, 92), medium="CPU"))
+    apply(it, removed(91), removed(92, medium="CPU"), removed(92, medium="DISK"), removed(92, group_idx=1), removed(91))
+    assert it.tiers_of(0, prompt(8)).tolist() == [Tier.HOST, Tier.DEVICE]
+    assert counts(it) == {"stored": 4, "removed": 2, "unknown_removal": 3}
 
 
 def test_all_blocks_cleared_clears_one_endpoint():
@@ -414,12 +424,15 @@ def test_extra_keys_meet_at_any_ratio(size, own):
     assert depth(it, hash_blocks(np.arange(24, dtype=np.uint32), own, touched)) == 24 // own
 
 
-def test_extra_keys_wait_with_the_tokens_that_they_belong_to():
-    it = applier(own=4)
-    apply(it, stored([1, 2], tokens(4), size=2, extra_keys=(None, (("a", 0),))))
-    apply(it, stored([3], tokens(2, 4), size=2, extra_keys=((("b", 0),),), parent_block_hash=2))
-    apply(it, stored([4], tokens(2, 6), size=2, extra_keys=((("b", -2), ("c", 0)),), parent_block_hash=3))
-    assert depth(it, hash_blocks(np.arange(8, dtype=np.uint32), 4, [("a",), ("b", "c")])) == 2
+@pytest.mark.parametrize("split", [(1, 2, 3), (1,), (2,), (3,), ()])
+def test_extra_keys_wait_with_the_tokens_that_they_belong_to(split):
+    """Four blocks of the engine in one of ours, told at once or in several events."""
+    it = applier(own=8)
+    keys = ((("a", 0),), None, (("b", 0), ("a", -2)), (("c", 0),))
+    for begin, end in pairwise((0, *split, 4)):
+        told = stored(range(begin, end), tokens(2 * (end - begin), 2 * begin), size=2, extra_keys=keys[begin:end])
+        apply(it, msgspec.structs.replace(told, parent_block_hash=begin - 1 if begin else None))
+    assert depth(it, hash_blocks(np.arange(8, dtype=np.uint32), 8, [("a", "b", "c")])) == 1
 
 
 # --- what is refused, and leaves everything as it was ------------------------------------------------------------

@@ -83,6 +83,15 @@ def test_two_replays_in_a_row_without_the_missing_frame_are_enough():
     assert run(stream, 8) == [("next", [8])]
 
 
+def test_a_replay_that_brings_something_starts_the_count_anew():
+    stream = EventStream()
+    run(stream, 0, 5)
+    assert stream.replay_ended().request == ReplayRequest(1)
+    stream.replayed(1, 1)
+    assert stream.replay_ended().request == ReplayRequest(2)
+    assert stream.replay_ended() == StreamStep("lost", ready=((5, 5),), forget=True, lost=3)
+
+
 def test_what_is_lost_may_leave_another_gap_behind_it():
     stream = EventStream()
     run(stream, *GAP)

@@ -22,6 +22,7 @@ def audit(holdings: Holdings, index: PrefixIndex, slot: int, own_size: int) -> N
         children[rows[r][er.BEFORE]].append(r)
     for r in used:
         _audit_row(holdings, rows, words, copies, children, r, own_size)
+    assert holdings.tails.keys() == {r for r in used if rows[r][er.STATE] & er.TAIL}
     assert sorted(entry - 1 for entry in holdings.names.tolist() if entry) == named
     find = compiled().find
     assert all(find(holdings.names, holdings.words, np.uint64(words[r][er.NAME])) == r for r in named)
