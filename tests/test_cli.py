@@ -308,3 +308,13 @@ def test_help_and_version(run):
         assert status == 0 and out.startswith("Usage: inferencesched")
     status, out, _ = run("--version")
     assert status == 0 and "version" in out
+
+
+def test_warmup_leaves_nothing_to_compile(run):
+    """Every kernel that a gateway or a replay calls has machine code afterwards."""
+    assert run("warmup") == (0, "", "")
+    from inferencesched._kernels._compile import KERNELS
+
+    assert {
+        name for name in ("serving.advance", "serving.copy_server", "prefix_events.store", "hashing.chain_blocks")
+    } <= {name.removeprefix("inferencesched._kernels.") for name, kernel in KERNELS.items() if kernel.signatures}

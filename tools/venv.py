@@ -43,6 +43,10 @@ def install(extra, copied):
     pip = [str(python), "-m", "pip", "install", "-qq", "--no-input", "--disable-pip-version-check"]
     if subprocess.call([*pip, "-e", f"{ROOT}[{extra}]"], stdin=subprocess.DEVNULL):
         sys.exit(f"pip could not install inferencesched[{extra}]; its own words are above")
+    if extra != "peers":
+        say("compiling kernels, once")
+        if subprocess.call([str(VENV / "bin" / "inferencesched"), "warmup"], stdin=subprocess.DEVNULL):
+            sys.exit("the kernels do not compile; their own words are above")
 
 
 def works(python):

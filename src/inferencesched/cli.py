@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from math import isfinite
 from pathlib import Path
 from typing import Any, NoReturn
@@ -12,6 +12,7 @@ import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from inferencesched._warmup import warmup as compile_kernels
 from inferencesched.errors import InferenceSchedError, InvalidInputError, TraceError
 from inferencesched.explain import explain as explain_decision
 from inferencesched.simulator import (
@@ -172,6 +173,17 @@ def explain(trace: Path | None, policy_name: str, place: int, as_json: bool, **o
         _print_json(explanation.to_dict())
     else:
         click.echo(str(explanation))
+
+
+@main.command()
+def warmup() -> None:
+    """Compile everything now, so that nothing compiles later: half a minute, once on a machine."""
+    steps: list[Callable[[], object]] = [compile_kernels]
+    few = generate(seed=0).head(20)
+    steps += [partial(replay_trace, few, chosen, Cluster(servers=2)) for chosen in POLICIES.values()]
+    with _bar(show=_errors.is_terminal) as bar:
+        for step in bar.track(steps, description="compiling"):
+            step()
 
 
 def _cluster(options: dict[str, Any]) -> Cluster:
