@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -31,13 +32,205 @@ COMPONENTS = (
 
 def case(name="c/one", component="prefix-block-hash", kind="function", **fields):
     params = {"function": "split_blocks_approx", "token_ids": [1, 2], "block_size": 1}
-    return {
-        "id": name,
-        "component": component,
-        "kind": kind,
-        "params": params,
-        "expect": {"value": [[1], [2]]},
-    } | fields
+    plain = {"endpoints": [], "request": {}, "tolerance": 0, "expect": {"value": [[1], [2]]}}
+    return {"id": name, "component": component, "kind": kind, "params": params} | plain | fields
+
+
+#: Cases of the same kinds, made up here.
+PRECISE, ONE = "precise-prefix-cache-producer", [{"name": "p", "address": "1", "port": "2"}]
+MADE_UP = [
+    case(
+        "a medium that no engine says",
+        "longest-prefix-tier-scorer",
+        "kv-match",
+        params={"function": "longest_prefix_score", "medium_weights": {"gpu": 1.0, "cpu": 0.5}},
+        block_keys=[1, 2],
+        key_to_pods={
+            "1": [{"pod": "a", "tier": "tape"}],
+            "2": [{"pod": "a", "tier": "cpu"}, {"pod": "a", "speculative": True}],
+        },
+        expect={"scores_present_only": {"a": 2.0}},
+    ),
+    case(
+        "sent, not confirmed",
+        PRECISE,
+        "kv-match",
+        params={"function": "matched_block_count_by_tier", "pod": "a"},
+        block_keys=[1, 2, 3],
+        key_to_pods={
+            "1": [{"pod": "a", "speculative": True}, {"pod": "a", "tier": "gpu"}],
+            "2": [{"pod": "a", "tier": "gpu"}],
+        },
+        expect={"value": {"gpu": 2, "speculative": 1}},
+    ),
+    case(
+        "canned scores of two prompts",
+        PRECISE,
+        "producer",
+        params={"blockSizeTokens": 16},
+        endpoints=ONE,
+        request={"request_id": "r"},
+        scripted_index={"keys_per_prompt": [[5, 6], [7]], "scores": {"1:2": 2.0}},
+        expect={"match": {"p": {"match_blocks": 3, "total_blocks": 3}}},
+    ),
+    case(
+        "a picture in slower memory",
+        PRECISE,
+        "producer",
+        params={"blockSizeTokens": 16},
+        endpoints=ONE,
+        request={"request_id": "r", "mm_features": [{"hash": "h", "offset": 16, "length": 4}]},
+        scripted_index={
+            "keys_per_prompt": [[5, 6, 7]],
+            "key_to_pods": {key: [{"pod": "1:2", "tier": "cpu"}] for key in "56"},
+        },
+        expect={"match": {"p": {"match_blocks": 1, "cached_block_count": 2, "mm": {"match_blocks": 1}}}},
+    ),
+    case(
+        "nothing is booked without speculation",
+        PRECISE,
+        "pre-request",
+        params={"speculativeIndexing": False},
+        endpoints=ONE,
+        request={"request_id": "r", "block_keys_per_prompt": [[1, 2], [3]]},
+        results={"d": {"targets": ["p"]}},
+        primary="d",
+        expect={"index_adds": []},
+    ),
+    case(
+        "prompts are booked one by one",
+        PRECISE,
+        "pre-request",
+        params={"speculativeIndexing": True},
+        endpoints=ONE,
+        request={"request_id": "r", "block_keys_per_prompt": [[1, 2], [3]]},
+        results={"d": {"targets": ["p"]}},
+        primary="d",
+        expect={"index_adds": [{"pod": "1:2", "keys": keys, "speculative": True} for keys in ([1, 2], [3])]},
+    ),
+    case(
+        "a salt needs a full block",
+        PRECISE,
+        params={
+            "function": "block0_extra_features",
+            "num_tokens": 8,
+            "block_size": 16,
+            "mm_features": [],
+            "cache_salt": "s",
+        },
+        expect={"value": None},
+    ),
+    case(
+        "an event that nobody knows",
+        "kv-event-decoder",
+        params={"function": "decode_vllm_event", "event": ["BlockMoved", [1]]},
+        expect={"error": True},
+    ),
+    case(
+        "long hashes",
+        "kv-event-decoder",
+        params={
+            "function": "decode_vllm_event",
+            "event": ["BlockRemoved", [{"bytes_hex": "ff" * 8 + "00" * 7 + "05"}], "CPU", 1],
+        },
+        expect={"value": {"type": "BlockRemoved", "block_hashes": [5], "medium": "CPU", "group_idx": 1}},
+    ),
+    case(
+        "ranks are caches of their own",
+        "kv-event-dedup-filter",
+        "sequence",
+        steps=[
+            *({"op": "store", "scope": {"pod": "a", "tier": "gpu", "dp_rank": rank}, "hashes": [1]} for rank in (0, 1)),
+            {
+                "op": "remove",
+                "scope": {"pod": "a", "tier": "gpu", "dp_rank": 1},
+                "hashes": [1],
+                "expect": {"forwarded": [1]},
+            },
+        ],
+        expect={},
+    ),
+    case(
+        "a confirmed entry beside one that is not",
+        "kv-block-index",
+        "sequence",
+        steps=[
+            {"op": "add", "engine_keys": None, "request_keys": [7], "entries": [{"pod": "a", "speculative": True}]},
+            {"op": "add", "engine_keys": [70], "request_keys": [7], "entries": [{"pod": "a", "tier": "gpu"}]},
+            {"op": "add", "engine_keys": [70], "request_keys": [7], "entries": [{"pod": "a", "tier": "gpu"}]},
+            {"op": "evict", "key": 7, "key_type": "request", "entries": [{"pod": "a", "speculative": True}]},
+            {
+                "op": "lookup",
+                "request_keys": [7],
+                "expect": {"entries": {"7": [{"pod": "a", "tier": "gpu"}]}, "num_keys": 1},
+            },
+            {"op": "evict", "key": 70, "key_type": "engine", "entries": [{"pod": "a", "tier": "gpu"}]},
+            {"op": "lookup", "request_keys": [7], "expect": {"entries": {"7": []}, "num_keys": 0}},
+            {"op": "get_request_key", "engine_key": 70, "expect": {"error": True}},
+        ],
+        expect={},
+    ),
+    case(
+        "adapters are domains",
+        "kv-event-index",
+        "sequence",
+        params={"blockSizeTokens": 2},
+        steps=[
+            {
+                "op": "event_batch",
+                "pod": "a",
+                "model": "m",
+                "events": [
+                    {"type": "BlockStored", "block_hashes": [1], "token_ids": {"range": [1, 2]}, "lora_name": "sql"},
+                    {"type": "BlockStored", "block_hashes": [2], "token_ids": {"range": [3, 4]}, "parent_hash": 1},
+                ],
+            },
+            *(
+                {
+                    "op": "lookup_blocks",
+                    "model": model,
+                    "tokens": {"range": [1, 4]},
+                    "expect": {"entries_per_block": found},
+                }
+                for model, found in (("sql", [[{"pod": "a"}]] * 2), ("m", [[], []]))
+            ),
+            {"op": "event_batch", "pod": "a", "model": "m", "events": [{"type": "AllBlocksCleared"}]},
+            {"op": "lookup_blocks", "model": "sql", "tokens": {"range": [1, 4]}, "expect": {"indexed": False}},
+        ],
+        expect={},
+    ),
+    case(
+        "a token cap below a block",
+        "approx-prefix-cache-producer",
+        "sequence",
+        params={"maxPrefixTokensToMatch": 3},
+        endpoints=[{"name": "p", "namespace": "n", "metrics": {"cache_block_size": 128, "cache_num_blocks": 4}}],
+        steps=[
+            {
+                "op": "produce",
+                "request": {"request_id": "r", "target_model": "m", "prompts": [[1] * 256]},
+                "expect": {"prompt_blocks": [], "match": {"n/p": {"total_blocks": 0, "block_size_tokens": 128}}},
+            }
+        ],
+        expect={},
+    ),
+    case(
+        "relations of hashes",
+        kind="block-hash",
+        params={"scheme": "approx"},
+        hash_calls=[
+            {"id": "a", "prompts": [[1, 2, 3]], "block_size": 2, "model": "m", "cache_salt": "x"},
+            {"id": "b", "prompts": [[1, 2, 3]], "block_size": 2, "model": "m"},
+        ],
+        expect={
+            "same_length": [["a", "b"]],
+            "disjoint": [["a", "b"]],
+            "nonzero": ["a[0][0]", "b"],
+            "not_equal": [["a", "b"]],
+            "all_distinct": ["a[0][1]", "b[0][1]"],
+        },
+    ),
+]
 
 
 def written(tmp_path, *cases):
@@ -68,6 +261,52 @@ def test_every_case_is_told_of():
 def test_ids_that_are_written_out_exist():
     ids = {case["id"] for case in loaded([shared("vectors/scheduling.json")])}
     assert [each.pattern for each in differences() if "*" not in each.pattern and each.pattern not in ids] == []
+
+
+def leaves(value, path=()):
+    """Walk the paths to what has no parts."""
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, each in parts:
+        yield from leaves(each, (*path, name))
+    if not parts or not value:
+        yield path
+
+
+def changed(value):
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return value + 1
+    return f"{value}x" if isinstance(value, str) else [12345] if isinstance(value, list) else {"x": 1}
+
+
+@pytest.mark.slow
+def test_every_expectation_matters():
+    """Whatever part of an expectation is changed, its case fails: all but those that then say less."""
+    unseen = set()
+    for each in loaded([shared("vectors/scheduling.json")]):
+        if each["component"] not in COMPONENTS:
+            continue
+        roots = [("steps", i, "expect") for i, step in enumerate(each.get("steps", ())) if "expect" in step]
+        for root in roots or [("expect",)]:
+            for path in leaves(at(each, root), root):
+                other = deepcopy(each)
+                at(other, path[:-1])[path[-1]] = changed(at(each, path))
+                if outcome(other, run.RUNNERS, ()).state != "failed":
+                    unseen.add(path[3])
+    assert unseen == {"order", "not_contains", "min_prompt_blocks"}
+
+
+def at(value, path):
+    for name in path:
+        value = value[name]
+    return value
+
+
+@pytest.mark.parametrize("each", MADE_UP, ids=lambda each: each["id"])
+def test_cases_that_nobody_published(each):
+    """What the vectors' description allows, and no published case has."""
+    assert outcome(each, run.RUNNERS, ()) == (each["id"], each["component"], "passed", "", "")
 
 
 # --- the runner --------------------------------------------------------------------------------------------------
@@ -109,6 +348,11 @@ def test_an_error_is_a_failure_of_its_case_only():
     assert (told.state, told.got) == ("failed", "ZeroDivisionError: by none")
 
 
+def test_what_is_expected_and_nobody_asks_for_is_a_failure():
+    told = outcome(case(expect={"value": [[1], [2]], "colour": "red"}), run.RUNNERS, ())
+    assert (told.state, told.expected, told.got) == ("failed", "'something the runner knows: expectation'", "'colour'")
+
+
 def test_a_part_that_is_missing_is_not_a_failure():
     def early(case):
         raise NotYet("tea")
@@ -122,6 +366,7 @@ def test_only_what_the_page_lists_is_skipped():
 
     told = outcome(case("c/a [1]"), {("prefix-block-hash", "function"): never}, [Difference("c/a *", "so it is")])
     assert (told.state, told.got) == ("skipped", "so it is")
+    assert Difference("c/*size*", "").covers("c/PodCacheSize")
     assert not Difference("c/a", "").covers("c/ab") and not Difference("c.a", "").covers("c/a")
 
 

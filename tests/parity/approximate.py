@@ -35,38 +35,36 @@ def plain(pod: str) -> str:
 
 
 class Index:
-    """One `PrefixIndex` for each capacity: theirs has one for each pod."""
+    """A `PrefixIndex` with a capacity; an endpoint gets one of its own when it comes."""
 
     def __init__(self, capacity: int) -> None:
-        self.default = capacity
-        self.indexes: dict[int, isched.PrefixIndex] = {}
-        self.home: dict[str, int] = {}
+        self.index = isched.PrefixIndex(32, capacity)
         self.slots: dict[str, int] = {}
+        self.here: set[str] = set()
         self.seen: set[int] = set()
 
-    def of(self, pod: str) -> isched.PrefixIndex:
-        return self.indexes[self.home[pod]]
-
     def add(self, pod: str, hashes: Iterable[int], capacity: int | None = None) -> None:
-        if pod not in self.home:
-            self.home[pod] = capacity or self.default
-            self.indexes.setdefault(self.home[pod], isched.PrefixIndex(32, self.home[pod]))
-            self.slots[pod] = len(self.slots)
+        slot = self.slots.setdefault(pod, len(self.slots))
+        if pod not in self.here:
+            self.index.limit(slot, capacity or None)
+            self.here.add(pod)
         for each in hashes:
             self.seen.add(each)
-            self.of(pod).insert(self.slots[pod], block(each))
-            self.of(pod).check()
+            self.index.insert(slot, block(each))
+            self.index.check()
 
     def remove(self, pod: str) -> None:
-        if pod in self.home:
-            self.of(pod).clear(self.slots[pod])
-            del self.home[pod]
+        if pod in self.here:
+            self.index.clear(self.slots[pod])
+            self.index.check()
+            self.here.remove(pod)
 
     def holders(self, each: int) -> set[str]:
-        return {pod for pod in self.home if self.of(pod).match(block(each))[self.slots[pod]]}
+        depths = self.index.match(block(each))
+        return {pod for pod, slot in self.slots.items() if depths[slot]}
 
     def size(self, pod: str) -> int:
-        return self.of(pod).blocks(self.slots[pod]) if pod in self.home else 0
+        return self.index.blocks(self.slots[pod]) if pod in self.slots else 0
 
 
 def block(each: int) -> Any:
@@ -92,14 +90,12 @@ def index(case: Case) -> None:
         elif operation == "pod_size":
             same(expect["value"], it.size(step["pod"]), where)
         elif operation == "num_hashes":
-            counted = sum(bool(it.holders(each)) for each in it.seen)
-            if len(it.indexes) == 1:
-                same(counted, sum(map(len, it.indexes.values())), "blocks that the index knows")
-            same(expect["value"], counted, where)
+            same(expect["value"], sum(bool(it.holders(each)) for each in it.seen), where)
+            same(expect["value"], len(it.index), where)
         elif operation == "tracked_pods":
-            same(sorted(expect.get("pods", expect.get("value", []))), sorted(it.home), where)
+            same(sorted(expect.get("pods", expect.get("value", []))), sorted(it.here), where)
         elif operation == "dump_state":
-            same_state(expect["state"], {pod: it.size(pod) for pod in it.home}, where)
+            same_state(expect["state"], {pod: it.size(pod) for pod in it.here}, where)
         else:
             raise unknown("operation", operation)
 
@@ -122,19 +118,20 @@ class World:
         self.parameters = ApproximateParameters.read(given)
         self.pool, self.asked, self.receipts = isched.InferencePool(), {}, {}
         metrics = [each.get("metrics") or {} for each in case["endpoints"]] or [{}]
-        for endpoint in case["endpoints"]:
-            self.pool.join(endpoint["name"])
         least = case["params"].get("_min_block_size_override", LEAST_BLOCK_TOKENS)
         self.size = self.parameters.tokens_per_block(metrics[0].get("cache_block_size"), least=least)
         self.most = self.parameters.max_blocks(self.size)
+        for endpoint, said in zip(case["endpoints"], metrics, strict=bool(case["endpoints"])):
+            self.pool.join(endpoint["name"])
+            if said.get("cache_num_blocks"):  # of blocks without a size theirs takes the number as it is
+                size = said.get("cache_block_size") or self.size
+                known = {isched.KV_BLOCKS: said["cache_num_blocks"], isched.KV_BLOCK_SIZE: size}
+                self.pool.observe(endpoint["name"], known, now=0.0)
         self.producer = isched.ApproximatePrefixProducer(
             block_size=self.size,
-            capacity=capacity
-            or self.parameters.capacity(
-                metrics[0].get("cache_num_blocks"),
-                cache_block_size=metrics[0].get("cache_block_size"),
-                tokens_per_block=self.size,
-            ),
+            capacity=capacity or self.parameters.capacity(),
+            automatic=self.parameters.auto_tune,
+            max_blocks=self.most or None,
         )
 
     def requests(self, said: dict[str, Any]) -> list[isched.InferenceRequest]:

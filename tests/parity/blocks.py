@@ -137,9 +137,10 @@ def looked_up(step: dict[str, Any], found: dict[int, set[tuple[str, object]]], w
     if pods:
         found = {key: {each for each in entries if each[0] in pods} for key, entries in found.items()}
     wanted = {int(key): set(map(place, entries)) for key, entries in expect.get("entries", {}).items()}
-    for key in step["request_keys"]:
-        if key in wanted or "entries" in expect or not expect.get("num_keys", 0):
-            same(wanted.get(key, set()), found[key], f"{where}: {key}")
+    if expect.get("order", "any") != "any" and any(len(entries) > 1 for entries in wanted.values()):
+        raise unknown("order of entries", expect["order"])
+    for key, entries in wanted.items():
+        same(entries, found[key], f"{where}: {key}")
     if "num_keys" in expect:
         same(expect["num_keys"], sum(map(bool, found.values())), f"{where}: keys that somebody holds")
 
@@ -156,9 +157,11 @@ def request_key(it: Blocks, step: dict[str, Any], where: str) -> None:
     prompt = it.by_key[key]
     if known is None:
         raise Mismatch(key, None, where)
-    # many to one: our block is complete at the last of the engine's, before that it has no name of its own
-    inside = len(prompt.engines) > len(prompt.keys) and step["engine_key"] != prompt.names(key)[-1]
-    if known[0] != int(prompt.hash(key)[0]) and not inside:
+    # many to one: our block is complete at the last of the engine's, those before it still have the name before that
+    at = prompt.keys.index(key)
+    if step["engine_key"] != prompt.names(key)[-1]:
+        at -= 1
+    if known[0] != (int(prompt.hashes[at]) if at >= 0 else None):
         raise Mismatch(key, known, where)
 
 

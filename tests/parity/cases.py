@@ -39,13 +39,51 @@ class Outcome(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """Which cases are left out, and why? `pattern` is an id in which ``*`` stands for anything."""
+    """Which cases are left out, and why? `pattern` is an id, in small or capital letters; ``*`` stands for anything."""
 
     pattern: str
     reason: str
 
     def covers(self, name: str) -> bool:
-        return re.fullmatch(".*".join(map(re.escape, self.pattern.split("*"))), name, re.DOTALL) is not None
+        words = ".*".join(map(re.escape, self.pattern.split("*")))
+        return re.fullmatch(words, name, re.DOTALL | re.IGNORECASE) is not None
+
+
+class Expectation(dict[str, Any]):
+    """What a case expects, by name; remembers which names somebody asked for."""
+
+    def __init__(self, said: Mapping[str, Any]) -> None:
+        super().__init__(said)
+        self.asked: set[str] = set()
+
+    def __getitem__(self, name: str) -> Any:
+        self.asked.add(name)
+        return super().__getitem__(name)
+
+    def __contains__(self, name: object) -> bool:
+        self.asked.add(str(name))
+        return super().__contains__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self.asked.add(name)
+        return super().get(name, default)
+
+    def items(self) -> Any:
+        self.asked |= set(self)
+        return super().items()
+
+
+def check(case: Case, run: Runner) -> None:
+    """Run a case; raise `Mismatch` where the library answers otherwise, and for what is expected and nobody asked for."""
+    expect, steps = Expectation(case["expect"]), [dict(step) for step in case.get("steps", ())]
+    for step in steps:
+        if "expect" in step:
+            step["expect"] = Expectation(step["expect"])
+    run({**case, "expect": expect, **({"steps": steps} if steps else {})})
+    for each in (expect, *(step["expect"] for step in steps if "expect" in step)):
+        unasked = sorted(set(each) - each.asked)
+        if unasked:
+            raise unknown("expectation", ", ".join(unasked))
 
 
 def same(expected: Any, got: Any, where: str = "", *, tolerance: float = 0.0) -> None:
@@ -67,7 +105,7 @@ def within(expected: Mapping[str, Any], got: Mapping[str, Any], where: str = "",
 
 def unknown(what: str, name: object) -> Mismatch:
     """Return the error for a word of the vectors that has no translation here."""
-    return Mismatch(f"a {what} that the runner knows", name)
+    return Mismatch(f"something the runner knows: {what}", name)
 
 
 def loaded(paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
@@ -99,7 +137,7 @@ def outcome(case: Case, runners: Mapping[tuple[str, str], Runner], left_out: Ite
     if run is None:
         return Outcome(name, component, "failed", f"a runner for {component} ({kind})", "none")
     try:
-        run(case)
+        check(case, run)
     except NotYet as missing:
         return Outcome(name, component, "not yet", got=str(missing))
     except Mismatch as mismatch:

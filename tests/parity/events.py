@@ -10,7 +10,15 @@ import numpy as np
 
 import inferencesched as isched
 from inferencesched.prefix.extra_keys import block_extra_keys, identifiers, realign
-from inferencesched.prefix.kv_records import AllBlocksCleared, BlockRemoved, BlockStored, EventBatch, Tier, tier_of
+from inferencesched.prefix.kv_records import (
+    AllBlocksCleared,
+    BlockRemoved,
+    BlockStored,
+    EventBatch,
+    Tier,
+    UnknownEvent,
+    tier_of,
+)
 from inferencesched.prefix.kv_wire import decode_event, hash_as_uint64
 from inferencesched.prefix.multimodal import features_of
 from tests.parity.cases import Case, Mismatch, Runner, same, unknown, within
@@ -32,8 +40,8 @@ def tuples(value: Any) -> Any:
 
 def same_keys(expected: Any, got: Any) -> None:
     """Raise `Mismatch` unless the keys of each block are the same; no list is as good as one without any keys."""
-    if not expected:
-        expected, got = [], [each for each in got or () if each]
+    if not expected or not got:
+        expected, got = [each for each in expected or () if each], [each for each in got or () if each]
     same(expected, lists(got))
 
 
@@ -78,9 +86,10 @@ def with_bytes(value: Any) -> Any:
 
 
 def told(event: Any) -> dict[str, Any]:
-    """Return our record of an event in llm-d's words."""
-    record = {name: lists(getattr(event, name)) for name in event.__struct_fields__}
-    record["type"] = record.get("type", type(event).__name__)
+    """Return our record of an event in llm-d's words, in which a type that nobody knows is an error."""
+    if isinstance(event, UnknownEvent):
+        raise isched.KVEventError("event.type", event.type, "a type that is known")
+    record = {name: lists(getattr(event, name)) for name in event.__struct_fields__} | {"type": type(event).__name__}
     record["medium"] = record.get("medium") or ""
     record["parent_hash"] = record.get("parent_block_hash")
     record["sliding_window"] = record.get("kv_cache_spec_sliding_window")
@@ -203,7 +212,12 @@ def index_of_events(case: Case) -> None:
     adapters = {
         event["lora_name"] for step in case["steps"] for event in step.get("events", ()) if event.get("lora_name")
     }
-    base, asked = next((step["model"] for step in case["steps"] if "model" in step), ""), None
+    base, asked = (
+        next((step["model"] for step in case["steps"] if step.get("model", "") not in {*adapters, ""}), ""),
+        None,
+    )
+    stored = [event for step in case["steps"] for event in step.get("events", ()) if event.get("token_ids")]
+    small = any(len(numbers(each["token_ids"])) < own * len(each["block_hashes"]) for each in stored)
     for number, step in enumerate(case["steps"]):
         where = f"step {number}, {step['op']}"
         lora = step["model"] if step.get("model") in adapters else ""
@@ -219,18 +233,29 @@ def index_of_events(case: Case) -> None:
             else:
                 same([set(map(place, each)) for each in step["expect"]["entries_per_block"]], found, where)
         elif step["op"] == "engine_key_maps_to_block":
-            known = world.known(step["engine_key"])
-            if step["expect"].get("error"):
-                # theirs forgets a block at once, ours while none hangs behind it: a parent that comes back is the same
-                if known is not None and known[1]:
-                    raise Mismatch("an engine's block that is not held", known, where)
-            else:
-                which = step["expect"]["block_index"]
-                wanted = asked.tolist() if which == "any" else [int(asked[which])]
-                if known is None or known[0] not in wanted:
-                    raise Mismatch(f"one of {wanted}", known, where)
+            mapped(world.known(step["engine_key"]), asked.tolist(), step["expect"], where, small=small)
         else:
             raise unknown("operation", step["op"])
+
+
+def mapped(
+    known: tuple[int | None, bool] | None, asked: list[int], expect: dict[str, Any], where: str, *, small: bool
+) -> None:
+    """Hold our name for an engine's block against the place of the router's block that is expected.
+
+    Theirs forgets a block at once, ours while none hangs behind it: a parent that comes back is the same. Of several
+    blocks of the engine in one of ours (they are `small`) only the last has its name, those before have the one before.
+    """
+    if expect.get("error"):
+        if known is not None and known[1] and known[0] is not None:  # without a name: no block of ours is complete
+            raise Mismatch("an engine's block that is not held", known, where)
+        return
+    at = expect["block_index"]
+    names: set[int | None] = set(asked if at == "any" else asked[at : at + 1])
+    if small:
+        names |= {None, *asked} if at == "any" else {asked[at - 1] if at else None}
+    if known is None or known[0] not in names:
+        raise Mismatch(f"a block of the engine with a name of {names}", known, where)
 
 
 def dedup(case: Case) -> None:

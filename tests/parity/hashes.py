@@ -25,9 +25,10 @@ def hashed(call: dict[str, Any], scheme: str) -> Hashes:
     model, salt, size = call.get("model", ""), call.get("cache_salt", ""), call["block_size"]
     prompts = [tokens(each) for each in call.get("prompts") or []]
     named = {"hashSeed": call.get("hash_seed", ""), "hashAlgorithm": call.get("hash_algorithm", "")}
-    parameters = TokenProcessorParameters.read({"blockSizeTokens": size} | named)
+    parameters = TokenProcessorParameters.read(named)
     if scheme == "approx":
-        chains = hash_prompts(prompts, size, model=model, salt=salt, seed=parameters.seed)
+        most = call.get("max_blocks")
+        chains = hash_prompts(prompts, size, max_blocks=most, model=model, salt=salt, seed=parameters.seed)
     elif call.get("parent"):
         local = domain_seed(parameters.seed, model=model, salt=salt)
         chains = [extend_chain(int(call["parent"]), each, size, local, parameters.seed) for each in prompts]
@@ -44,7 +45,7 @@ def block_hash(case: Case) -> None:
         if "error_contains" in expect:
             refusal(expect["error_contains"], lambda call=call: hashed(call, case["params"]["scheme"]))
             return
-        calls[call["id"]] = hashed(call, case["params"]["scheme"])
+        calls[call["id"]] = nothing_for_no_block_size(lambda call=call: hashed(call, case["params"]["scheme"]))
 
     def at(reference: str) -> Any:
         name, *places = re.findall(r"[^\[\]]+", reference)
@@ -97,7 +98,11 @@ def function(case: Case) -> None:
 
 
 def token_processor(case: Case) -> None:
-    validation(case, TokenProcessorParameters.read)
+    validation(
+        case,
+        TokenProcessorParameters.read,
+        lambda built: {"blockSizeTokens": built.tokens_per_block, "blockSize": built.tokens_per_block},
+    )
 
 
 RUNNERS: dict[tuple[str, str], Runner] = {

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 import inferencesched as isched
-from inferencesched.prefix.extra_keys import Feature, hash_blocks, identifiers
+from inferencesched.prefix.extra_keys import Feature, identifiers
 from inferencesched.prefix.kv_records import BlockRemoved, BlockStored, Tier, tier_of
 from inferencesched.prefix.multimodal import touched_blocks, touched_within, vllm_extra_keys
 from inferencesched.prefix.parameters import PreciseParameters
@@ -28,21 +28,43 @@ NAMES: dict[int, str] = {
 }
 
 
-def holding(prompts: list[list[int]], key_to_pods: dict[str, Any], own: int = 1, model: str = "") -> World:
-    """Return a world in which these keys, each a block of `own` tokens, are held as a case says."""
-    world = World(own, model=model)
-    entries = [(int(key), entry) for key, each in key_to_pods.items() for entry in each]
+Said = list[tuple[str, Any]]
+
+
+def sayings(prompts: list[list[int]], key_to_pods: dict[str, Any], own: int = 1) -> Said:
+    """Return what pods say so that these keys, each a block of `own` tokens, are held as a case says."""
+    entries = [(int(key), entry) for key, each in key_to_pods.items() for entry in each if not entry.get("speculative")]
+    said: Said = []
     for prompt in prompts:
-        tokens = tokens_of(prompt, own)
-        hashes = isched.block_hashes(tokens, own, model=model)
-        whole = {"block_hashes": tuple(prompt), "token_ids": tuple(tokens.tolist())}
-        for pod, tier in dict.fromkeys((e["pod"], e.get("tier")) for _, e in entries if not e.get("speculative")):
-            there = {key for key, e in entries if (e["pod"], e.get("tier")) == (pod, tier) and not e.get("speculative")}
+        tokens = tuple(tokens_of(prompt, own).tolist())
+        for pod, tier in dict.fromkeys((entry["pod"], entry.get("tier")) for _, entry in entries):
+            there = {key for key, entry in entries if (entry["pod"], entry.get("tier")) == (pod, tier)}
             rest = tuple(key for key in prompt if key not in there)
-            world.say(pod, BlockStored(medium=tier, **whole), BlockRemoved(block_hashes=rest, medium=tier))
-        for key, entry in entries:
-            if entry.get("speculative") and key in prompt:
-                world.book(entry["pod"], hashes[prompt.index(key) :][:1], there=True)
+            said.append((pod, BlockStored(block_hashes=tuple(prompt), token_ids=tokens, medium=tier)))
+            said.append((pod, BlockRemoved(block_hashes=rest, medium=tier)))
+    return said
+
+
+def booked(prompt: list[int], key_to_pods: dict[str, Any]) -> dict[str, set[int]]:
+    """Return which keys of a prompt were only sent to a pod, and not confirmed."""
+    found: dict[str, set[int]] = {}
+    for key, entries in key_to_pods.items():
+        for entry in entries:
+            if entry.get("speculative") and int(key) in prompt:
+                found.setdefault(entry["pod"], set()).add(int(key))
+    return found
+
+
+def holding(prompts: list[list[int]], key_to_pods: dict[str, Any], own: int = 1, **names: Any) -> World:
+    """Return a world in which these keys are held as a case says."""
+    world = World(own, **names)
+    for pod, event in sayings(prompts, key_to_pods, own):
+        world.say(pod, event)
+    for prompt in prompts:
+        hashes = isched.block_hashes(tokens_of(prompt, own), own, **names)
+        for pod, keys in booked(prompt, key_to_pods).items():
+            for key in keys:
+                world.book(pod, hashes[prompt.index(key) :][:1], there=True)
     return world
 
 
@@ -59,14 +81,30 @@ def flags(world: World, pods: list[str], hashes: Any) -> Any:
     return found
 
 
+def media(case: Case) -> dict[str, str]:
+    """Return our word for each medium of a case; one that no engine says stands for one that the case does not use."""
+    names = dict.fromkeys(
+        each["tier"] for entries in case["key_to_pods"].values() for each in entries if each.get("tier")
+    )
+    names |= dict.fromkeys(case["params"].get("medium_weights") or {})
+    used = {tier_of(name) for name in names}
+    free = [word for word in ("disk", "external") if tier_of(word) not in used]
+    return {name: name if tier_of(name) is not None else free.pop(0) for name in names}
+
+
 def kv_match(case: Case) -> None:
     params, keys = case["params"], case["block_keys"]
     name, expect = params["function"], case["expect"]
-    world = holding([keys], case["key_to_pods"])
+    medium = media(case)
+    held = {
+        key: [{**each, "tier": medium[each["tier"]]} if each.get("tier") else each for each in entries]
+        for key, entries in case["key_to_pods"].items()
+    }
+    world = holding([keys], held)
     hashes = isched.block_hashes(tokens_of(keys, 1), 1)
     pods = [params["pod"]] if "pod" in params else list(world.pods)
-    weights = {int(tier_of(tier) or 0): weight for tier, weight in params.get("medium_weights", {}).items()}
-    match = tier_match([flags(world, pods, hashes)], weights)
+    weights = {int(tier_of(medium[tier]) or 0): weight for tier, weight in (params.get("medium_weights") or {}).items()}
+    match = tier_match([flags(world, pods, hashes)], weights, unnamed=params.get("default_weight", 1.0))
     if name == "matched_block_count":
         same(expect["value"], int(match.cached[0]))
         if not world.bookings.stats.blocks:
@@ -89,79 +127,141 @@ def by_tier(match: TierMatch, endpoint: int) -> dict[str, int]:
 # --- the producer ------------------------------------------------------------------------------------------------
 
 
+class Fleet:
+    """The producer as a configuration sets it up, the case's endpoints in a pool, and their addresses, which name pods."""
+
+    def __init__(self, case: Case, own: int, parameters: PreciseParameters) -> None:
+        self.addresses = {each["name"]: f"{each['address']}:{each['port']}" for each in case["endpoints"]}
+        pool = isched.InferencePool()
+        for name in self.addresses:
+            pool.join(name)
+        self.endpoints, self.own = pool.snapshot(), own
+        self.model = (case.get("request") or {}).get("target_model", "")
+        self.producer = isched.PrecisePrefixProducer(
+            block_size=own,
+            model=self.model,
+            seed=parameters.token_processor_config.seed,
+            weights=parameters.indexer_config.weights,
+            speculative_ttl=parameters.ttl if parameters.speculative_indexing else None,
+        )
+
+    def position(self, pod: str) -> int | None:
+        """Return which candidate a pod is: by its name, or by its address."""
+        names = list(self.addresses)
+        if pod in names:
+            return names.index(pod)
+        return list(self.addresses.values()).index(pod) if pod in self.addresses.values() else None
+
+    def say(self, pod: str, event: Any) -> None:
+        at = self.position(pod)
+        if at is not None:  # nobody asks about others
+            stay = self.endpoints.slots[at], self.endpoints.generations[at]
+            self.producer.apply(*stay, isched.EventBatch(events=(event,)))
+
+    def produce(self, chain: Any) -> Any:
+        request = isched.InferenceRequest(request_id="vector", block_hashes=chain)
+        return self.producer.produce(request, self.endpoints, isched.CycleState(0.0, np.random.default_rng(0), 0))
+
+    def send(self, chain: Any, pod: str) -> None:
+        """Decide for a pod and keep the decision."""
+        at = self.position(pod)
+        if at is not None:
+            self.producer.commit(self.produce(chain).receipt, int(self.endpoints.slots[at]), now=0.0)
+
+    def matched(self, chains: list[Any]) -> tuple[list[float], list[int]]:
+        """Return for each endpoint what its blocks of all prompts are worth, and how many they are."""
+        worth, cached = np.zeros(len(self.endpoints)), np.zeros(len(self.endpoints))
+        for chain in chains:
+            columns = self.produce(chain).columns
+            worth += columns[isched.PREFIX_MATCH] * len(chain)
+            cached += columns[isched.PREFIX_TOKENS] / self.own
+        return worth.round(9).tolist(), cached.astype(int).tolist()
+
+
 def producer(case: Case) -> None:
-    """Publish a match for each endpoint; scripted keys stand in the place of the prompts' own blocks."""
+    """Publish a match for each endpoint; scripted keys stand in the place of the prompts' own blocks.
+
+    Where the blocks lie is counted beside the producer, from the same events: it publishes what they are worth.
+    """
     given = given_parameters(case)
     own = given.pop("blockSizeTokens", None)
     parameters = PreciseParameters.read(given)
     own = own or parameters.token_processor_config.tokens_per_block
-    request, script = case.get("request") or {}, case.get("scripted_index")
-    if script is None:
-        world, prompts = World(own, model=request.get("target_model", "")), request.get("prompts") or []
-        chains = [hash_blocks(np.array(each, dtype=np.uint32), own, model=request["target_model"]) for each in prompts]
+    fleet, request, script = Fleet(case, own, parameters), case.get("request") or {}, case.get("scripted_index") or {}
+    keys, holders = script.get("keys_per_prompt"), script.get("key_to_pods")
+    if holders is None:  # a canned score of n stands for n blocks on the device
+        holders = {
+            str(key): [{"pod": pod} for pod, score in (script.get("scores") or {}).items() if place < int(score)]
+            for prompt in keys or []
+            for place, key in enumerate(prompt)
+        }
+    names = {"model": fleet.model, "seed": parameters.token_processor_config.seed}
+    if keys is None:
+        prompts = [np.array(each, dtype=np.uint32) for each in request.get("prompts") or []]
+        world = World(own, **names)
     else:
-        keys = script["keys_per_prompt"]
-        world = holding(keys, script.get("key_to_pods", {}), own)
-        chains = [isched.block_hashes(tokens_of(each, own), own) for each in keys]
-    addresses = {each["name"]: f"{each['address']}:{each['port']}" for each in case["endpoints"]}
+        prompts = [tokens_of(each, own) for each in keys]
+        world = holding(keys, holders, own, **names)
+        for pod, event in sayings(keys, holders, own):
+            fleet.say(pod, event)
+    chains = [isched.block_hashes(each, own, **names) for each in prompts]
+    for prompt, chain in zip(keys or [], chains, strict=True) if keys else ():
+        for pod, sent in booked(prompt, holders).items():
+            if set(prompt[: len(sent)]) != sent:
+                raise unknown("booking", sorted(sent))  # a prompt is sent from its first block on
+            fleet.send(chain[: len(sent)], pod)
     chains = [chain for chain in chains if len(chain)]
-    match = tier_match(
-        [flags(world, list(addresses.values()), chain) for chain in chains], parameters.indexer_config.weights
-    )
+    worth, cached = fleet.matched(chains)
+    match = tier_match([flags(world, list(fleet.addresses.values()), chain) for chain in chains])
     touched = (
         touched_blocks(features(request.get("mm_features")), own) if len(chains) == 1 else np.empty(0, dtype=np.intp)
     )
     published = {
         name: {
-            "match_blocks": int(match.weighted[i]),
-            "total_blocks": match.total,
+            "match_blocks": int(worth[i]),
+            "total_blocks": sum(map(len, chains)),
             "block_size_tokens": own,
-            "cached_block_count": int(match.cached[i]),
+            "cached_block_count": cached[i],
             "cached_blocks_by_tier": by_tier(match, i),
-            "mm": {"match_blocks": touched_within(touched, int(match.cached[i]))},
+            "mm": {"match_blocks": touched_within(touched, cached[i])},
         }
-        for i, name in enumerate(addresses)
-        if match.total
+        for i, name in enumerate(fleet.addresses)
+        if chains
     }
     expect = case["expect"]
     if not expect.get("match"):
         same({}, published)
     for name, said in (expect.get("match") or {}).items():
         within(said, published.get(name, {}), name)
+    if chains:
+        same(match.cached.tolist(), cached, "blocks by tier, and by the producer")
     if "lookup_called" in expect:
-        same(expect["lookup_called"], bool(match.total), "blocks are looked up")
+        same(expect["lookup_called"], bool(chains), "blocks are looked up")
 
 
 def features(said: Any) -> list[Feature]:
+    if said and isinstance(said[0], list):  # those of each prompt: they count where there is one
+        said = said[0]
     return [Feature(each.get("hash", ""), each["offset"], each["length"]) for each in said or ()]
 
 
 def pre_request(case: Case) -> None:
-    """Book what was sent: at the primary's target, and at the one that computes the prompt."""
-    parameters = PreciseParameters.read(given_parameters(case))
-    prompts = case["request"].get("block_keys_per_prompt") or []
-    pool = isched.InferencePool()
-    addresses = {each["name"]: f"{each['address']}:{each['port']}" for each in case["endpoints"]}
-    for name in addresses:
-        pool.join(name)
-    endpoints, bookings = pool.snapshot(), isched.ApproximatePrefixProducer(block_size=1, capacity=None)
-    chains = {tuple(keys): isched.block_hashes(tokens_of(keys, 1), 1) for keys in prompts if keys}
-    for keys, chain in chains.items():
-        request = isched.InferenceRequest(
-            request_id=f"{case['request'].get('request_id', 'r')}/{keys}", block_hashes=chain
-        )
-        receipt = bookings.produce(request, endpoints, isched.CycleState(0.0, np.random.default_rng(0), 0)).receipt
-        for profile in dict.fromkeys((case["primary"], "prefill")) if parameters.speculative_indexing else ():
-            for target in ((case["results"].get(profile) or {}).get("targets") or [])[:1]:
-                bookings.commit(receipt, int(endpoints.slots[endpoints.names.index(target)]), now=0.0)
-    added = [
-        {"pod": address, "keys": list(keys), "speculative": True}
-        for keys, chain in chains.items()
-        for i, address in enumerate(addresses.values())
-        if np.append(bookings.index.match(chain), np.zeros(len(endpoints)))[endpoints.slots[i]] == len(chain)
-    ]
-    wanted = case["expect"]["index_adds"] or []
-    same(sorted(wanted, key=repr), sorted(added, key=repr))
+    """Send prompts to the primary's target, and to the one that computes them: they are expected there."""
+    fleet = Fleet(case, 1, PreciseParameters.read(given_parameters(case)))
+    prompts = [each for each in case["request"].get("block_keys_per_prompt") or [] if each]
+    chains = [isched.block_hashes(tokens_of(each, 1), 1) for each in prompts]
+    for profile in dict.fromkeys((case["primary"], "prefill")):
+        for target in ((case["results"].get(profile) or {}).get("targets") or [])[:1]:
+            for chain in chains:
+                fleet.send(chain, target)
+    bookings = fleet.producer.speculative
+    added = []
+    for at, address in enumerate(fleet.addresses.values()):
+        for keys, chain in zip(prompts, chains, strict=True):
+            depths = np.append(bookings.match(chain), np.zeros(len(fleet.endpoints), dtype=np.int32))
+            if depths[fleet.endpoints.slots[at]]:
+                added.append({"pod": address, "keys": keys[: depths[fleet.endpoints.slots[at]]], "speculative": True})
+    same(sorted(case["expect"]["index_adds"] or [], key=repr), sorted(added, key=repr))
 
 
 def function(case: Case) -> None:
@@ -182,7 +282,14 @@ def function(case: Case) -> None:
 
 
 def parameters(case: Case) -> None:
-    validation(case, PreciseParameters.read)
+    validation(
+        case,
+        PreciseParameters.read,
+        lambda built: {
+            "blockSizeTokens": built.token_processor_config.tokens_per_block,
+            "engineType": built.kv_events_config.engine,
+        },
+    )
 
 
 RUNNERS: dict[tuple[str, str], Runner] = {
