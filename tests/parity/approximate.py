@@ -12,7 +12,7 @@ import numpy as np
 
 import inferencesched as isched
 from inferencesched.prefix.parameters import LEAST_BLOCK_TOKENS, ApproximateParameters
-from inferencesched.prefix.prompts import hash_prompts
+from inferencesched.prefix.prompts import hash_prompts, match_prompts
 from tests.parity.cases import Case, Runner, same, unknown, within
 from tests.parity.words import given_parameters, validation
 
@@ -154,6 +154,9 @@ class World:
         self.asked[said["request_id"]] = [len(request.block_hashes) for request in requests]
         self.receipts[said["request_id"]] = [each.receipt for each in produced]
         matched = sum((each.columns[isched.PREFIX_TOKENS] for each in produced), np.zeros(len(endpoints))) / self.size
+        depths = match_prompts(self.producer.index, [request.block_hashes for request in requests])
+        room = np.append(depths, np.zeros(len(endpoints), dtype=np.int32))  # for slots that the index has not met
+        same(room[endpoints.slots].tolist(), matched.astype(int).tolist(), "the prompts one by one, and together")
         total = sum(self.asked[said["request_id"]])
         return {
             endpoints.name(i): {

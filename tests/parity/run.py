@@ -47,7 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
     parser.add_argument("--components", help="only these, with commas between them")
     options = parser.parse_args(arguments)
-    components = [each for each in options.components.split(",") if each] if options.components is not None else None
+    said = options.components
+    components = None if said is None else [each.strip() for each in said.split(",") if each.strip()]
     try:
         cases = list(loaded(options.files))
     except (OSError, ValueError, KeyError) as error:

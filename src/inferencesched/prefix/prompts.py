@@ -3,7 +3,9 @@
 An engine caches full blocks only, and `block_hashes` names only those. A guess of what was sent where may go further: to
 llm-d's approximate index a prompt's rest is a block like any other, and each prompt of a request is by itself
 (llm-d-router, pkg/epp/framework/plugins/requestcontrol/dataproducer/prefixhash/hashing.go). The cutting and the counts
-are llm-d's; the hashes are ours, so that a full block goes by the same name everywhere.
+are llm-d's; the hashes are ours, and a full block has the name that `block_hashes` gives it. Under which seed is the
+caller's: an `ApproximatePrefixProducer` has a secret one of its own, and takes chains of any other as they come, as long
+as it is always the same.
 """
 
 from collections.abc import Sequence
