@@ -164,6 +164,7 @@ def plain(app: object, what: str, name: str, thing: object, options: object, lin
 
     Literal blocks and examples are indented or start with a prompt, and stay as they are.
     """
+    listed(lines)
     verbatim = False
     for i, line in enumerate(lines):
         if not line.strip():
@@ -173,6 +174,18 @@ def plain(app: object, what: str, name: str, thing: object, options: object, lin
             verbatim = True
         if not verbatim:
             lines[i] = escaped(line)
+
+
+def listed(lines: list[str]) -> None:
+    """Make the lines below "Parameters" a list: `name: what it is`, and what is indented goes on with it."""
+    for i in range(len(lines) - 1):
+        if lines[i] == "Parameters" and set(lines[i + 1]) == {"-"}:
+            lines[i : i + 2] = ["Parameters:", ""]
+            for j in range(i + 2, len(lines)):
+                if not lines[j].strip():
+                    break
+                lines[j] = f"  {lines[j].strip()}" if lines[j][:1] == " " else f"- {lines[j]}"
+            return
 
 
 def _indented_next(lines: list[str], i: int) -> bool:
