@@ -86,6 +86,17 @@ def bench_match_many(benchmark, endpoints):
     benchmark(index.match_many, prompts[:64], out)
 
 
+@pytest.mark.parametrize("endpoints", ENDPOINTS)
+@pytest.mark.benchmark(group="match 64 prompts at once")
+def bench_match_many_packed(benchmark, endpoints):
+    """The prompts behind each other in one array."""
+    index, _, prompts = field(endpoints)
+    chains, ends = np.concatenate(prompts[:64]), np.cumsum([len(chain) for chain in prompts[:64]])
+    out = np.zeros((64, endpoints), dtype=np.int32)
+    benchmark(index.match_many, chains, out, ends=ends)
+    assert np.array_equal(out[7], index.match(prompts[7]))
+
+
 @pytest.mark.benchmark(group="store and remove 64 blocks")
 def bench_store_and_remove(benchmark):
     index, _, prompts = field(64)

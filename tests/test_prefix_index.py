@@ -533,6 +533,10 @@ def test_matching_many_is_matching_each():
     out = np.full((4, 3), 9, dtype=np.int32)
     assert index.match_many(queries, out) is out and out.tolist() == index.match_many(queries).tolist()
     assert index.match_many([]).shape == (0, 3)
+    packed, ends = np.concatenate(queries), np.cumsum([len(each) for each in queries])
+    assert index.match_many(packed, ends=ends).tolist() == index.match_many(queries).tolist()
+    assert index.match_many(packed, out, ends=ends) is out
+    assert index.match_many(packed[:0], ends=ends[:0]).shape == (0, 3)
     with pytest.raises(isched.InvalidInputError, match=r"out: got 'int32 of shape \(4, 3\)'.*shape \(1, 3\)"):
         index.match_many(queries[:1], out)
     assert index.match_many([np.repeat(CHAIN, 2)[::2]]).tolist() == [[5, 0, 2]]
@@ -590,3 +594,22 @@ def test_a_block_is_taken_from_the_middle_of_a_long_run_by_many():
         index.clear(slot)
         index.check()
     assert index.stats.columns == 0 and len(index) == 0
+
+
+@pytest.mark.parametrize(
+    ("ends", "words"),
+    [
+        ([2, 5], "int64 array"),
+        (np.array([2, 5], dtype=np.int32), "int64 array"),
+        (np.array([[5]]), "int64 array"),
+        (np.array([0, 2, 9, 5])[::2], "int64 array"),
+        (np.array([2, 4]), "the last 5"),
+        (np.array([6]), "the last 5"),
+        (np.array([4, 2, 5]), "do not fall"),
+        (np.array([-1, 5]), "do not fall"),
+        (np.array([], dtype=np.int64), "the last 5"),
+    ],
+)
+def test_ends_that_lead_out_of_the_array_are_refused(ends, words):
+    with pytest.raises(isched.InvalidInputError, match=f"ends: .*{words}"):
+        isched.PrefixIndex(2).match_many(np.arange(5, dtype=np.uint64), ends=ends)
