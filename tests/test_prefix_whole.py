@@ -9,10 +9,10 @@ import inferencesched as isched
 from inferencesched.prefix import TIER_WEIGHTS
 from tests import naive_prefix
 
-BLOCK, TTL, CAPACITY = 2, 5.0, 7
-ENDPOINTS = ("a", "b", "c")
+BLOCK, TTL, CAPACITY = 2, 5.0, 3
+ENDPOINTS = ("a", "b")
 MEDIA = {"GPU": isched.Tier.DEVICE, "CPU": isched.Tier.HOST, "DISK": isched.Tier.DISK}
-PATHS = st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=5), min_size=1, max_size=5)
+PATHS = st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=5), min_size=2, max_size=4)
 SLOTS = st.integers(0, len(ENDPOINTS) - 1)
 
 
@@ -89,7 +89,7 @@ class Prefixes(RuleBasedStateMachine):
         self.booked[slot].update(dict.fromkeys(self.chain(path), self.now + TTL))
         self.sent.insert(slot, self.chain(path))
 
-    @rule(seconds=st.sampled_from([0.5, 2.0, 6.0]))
+    @rule(seconds=st.sampled_from([1.0, 2.5, 5.0]))
     def time_passes(self, seconds):
         self.now += seconds
 
@@ -148,4 +148,4 @@ class Prefixes(RuleBasedStateMachine):
 
 
 TestPrefixes = Prefixes.TestCase
-TestPrefixes.settings = settings(stateful_step_count=25, max_examples=60)
+TestPrefixes.settings = settings(stateful_step_count=40, max_examples=120)
