@@ -17,10 +17,16 @@ from inferencesched.errors import InvalidInputError, whole_number
 from inferencesched.framework import CycleState, Produced
 from inferencesched.prefix.bookkeeping import IndexHealth, Lookups, Stays
 from inferencesched.prefix.events import KVEventApplier, KVEventStats
-from inferencesched.prefix.hashing import SEED, block_hashes
+from inferencesched.prefix.hashing import SEED
 from inferencesched.prefix.index import PrefixIndex
 from inferencesched.prefix.kv_records import BlockStored, EventBatch, Tier, tier_of
-from inferencesched.prefix.producer import ApproximatePrefixProducer, PrefixReceipt, columns_of, unknown_columns
+from inferencesched.prefix.producer import (
+    ApproximatePrefixProducer,
+    PrefixReceipt,
+    columns_of,
+    hashes_of,
+    unknown_columns,
+)
 from inferencesched.prefix.recency import Recency
 from inferencesched.prefix.sequence import StreamStep
 from inferencesched.request import InferenceRequest
@@ -165,18 +171,9 @@ class PrecisePrefixProducer:
 
     def hashes(self, request: InferenceRequest) -> HashArray | None:
         """Under which names is this prompt looked up? ``uint64[B]``; None if the request has neither hashes nor tokens."""
-        hashes = request.block_hashes
-        if hashes is None and request.tokens is not None:
-            hashes = block_hashes(
-                request.tokens,
-                self.block_size,
-                seed=self.seed,
-                model=self.model,
-                lora=request.adapter,
-                salt=request.cache_salt,
-                tenant=self.tenant,
-            )
-        return hashes if hashes is None or self.max_blocks is None else hashes[: self.max_blocks]
+        return hashes_of(
+            request, self.block_size, self.max_blocks, seed=self.seed, model=self.model, tenant=self.tenant
+        )
 
     def _claim(self, slot: int, generation: int) -> int:
         slot = int(slot)

@@ -48,6 +48,24 @@ def unknown_columns(endpoints: Endpoints) -> dict[Signal, FloatArray]:
     return {PREFIX_MATCH: unknown, PREFIX_TOKENS: unknown}
 
 
+def hashes_of(
+    request: InferenceRequest, block_size: int, max_blocks: int | None, *, seed: int, model: str, tenant: str
+) -> HashArray | None:
+    """Return the request's own hashes, or those of its tokens, at most `max_blocks`; None if it has neither."""
+    hashes = request.block_hashes
+    if hashes is None and request.tokens is not None:
+        hashes = block_hashes(
+            request.tokens,
+            block_size,
+            seed=seed,
+            model=model,
+            lora=request.adapter,
+            salt=request.cache_salt,
+            tenant=tenant,
+        )
+    return hashes if hashes is None or max_blocks is None else hashes[:max_blocks]
+
+
 @final
 class ApproximatePrefixProducer:
     """What did we send where, and so what is cached where?
@@ -184,18 +202,9 @@ class ApproximatePrefixProducer:
 
     def hashes(self, request: InferenceRequest) -> HashArray | None:
         """Under which names is this prompt looked up? ``uint64[B]``; None if the request has neither hashes nor tokens."""
-        hashes = request.block_hashes
-        if hashes is None and request.tokens is not None:
-            hashes = block_hashes(
-                request.tokens,
-                self.block_size,
-                seed=self.seed,
-                model=request.model,
-                lora=request.adapter,
-                salt=request.cache_salt,
-                tenant=request.tenant,
-            )
-        return hashes if hashes is None or self.max_blocks is None else hashes[: self.max_blocks]
+        return hashes_of(
+            request, self.block_size, self.max_blocks, seed=self.seed, model=request.model, tenant=request.tenant
+        )
 
     def _matched(self, hashes: HashArray, endpoints: Endpoints) -> IntArray:
         """Return matched blocks by candidate, int64[E]; 0 where the slot's blocks are another's."""
