@@ -19,7 +19,7 @@ LAYERS = (
     ("",),
     ("_warmup",),
     ("director", "simulator.*", "adapters.*", "testing.*"),
-    ("config", "explain"),
+    ("config", "config.*", "explain"),
     ("scheduler", "flowcontrol.controller", "routing.*", "governance.*", "observability.*"),
     ("_fusion",),
     (
@@ -33,7 +33,7 @@ LAYERS = (
         "flowcontrol.*",
         "staleness",
     ),
-    ("pool", "framework", "flowcontrol.flows"),
+    ("pool", "framework", "signals", "topology", "flowcontrol.flows"),
     ("reservation",),
     ("request", "endpoints", "normalize", "prefix.*"),
     ("_kernels.*",),

@@ -5,6 +5,7 @@ Import from here; every name below is public and documented. `warmup` compiles w
 
 from inferencesched._warmup import warmup
 from inferencesched.endpoints import (
+    CAPACITY_WEIGHT,
     CONTEXT_TOKENS,
     INFLIGHT_REQUESTS,
     INFLIGHT_TOKENS,
@@ -14,8 +15,11 @@ from inferencesched.endpoints import (
     LAST_PICKED,
     LORA_ACTIVE,
     LORA_CAPACITY,
+    LORA_LOADED,
+    LORA_SLOTS,
     LORA_WAITING,
     OBSERVED_AT,
+    PREFILL_THROUGHPUT,
     PREFIX_MATCH,
     PREFIX_TOKENS,
     RUNNING_REQUESTS,
@@ -27,6 +31,8 @@ from inferencesched.endpoints import (
 )
 from inferencesched.errors import (
     AlreadySettledError,
+    ConfigError,
+    DependencyError,
     DuplicateEndpointError,
     EndpointGoneError,
     FilteredOutError,
@@ -53,13 +59,18 @@ from inferencesched.framework import (
     CycleState,
     DataProducer,
     Filter,
+    OutcomeListener,
+    PartialScorer,
     Picker,
     Produced,
     ProfileHandler,
     ProfileResult,
+    Reader,
+    Reads,
     SchedulingProfile,
     SchedulingResult,
     Scorer,
+    StagedHandler,
     Target,
     WeightedScorer,
 )
@@ -109,7 +120,7 @@ from inferencesched.prefix import (
     take_snapshot,
     tier_of,
 )
-from inferencesched.request import InferenceRequest, Usage
+from inferencesched.request import InferenceRequest, MediaItem, Usage
 from inferencesched.reservation import Ledger, Reservation, Settlement
 from inferencesched.scheduler import Scheduler, default_profile
 from inferencesched.scorers import (
@@ -126,6 +137,7 @@ from inferencesched.staleness import StalePolicy
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "CAPACITY_WEIGHT",
     "CONTEXT_TOKENS",
     "INFLIGHT_REQUESTS",
     "INFLIGHT_TOKENS",
@@ -135,8 +147,11 @@ __all__ = [
     "LAST_PICKED",
     "LORA_ACTIVE",
     "LORA_CAPACITY",
+    "LORA_LOADED",
+    "LORA_SLOTS",
     "LORA_WAITING",
     "OBSERVED_AT",
+    "PREFILL_THROUGHPUT",
     "PREFIX_MATCH",
     "PREFIX_TOKENS",
     "RUNNING_REQUESTS",
@@ -151,8 +166,10 @@ __all__ = [
     "BlockRemoved",
     "BlockStored",
     "CacheCreated",
+    "ConfigError",
     "CycleState",
     "DataProducer",
+    "DependencyError",
     "DuplicateEndpointError",
     "EndpointGoneError",
     "Endpoints",
@@ -178,8 +195,11 @@ __all__ = [
     "Ledger",
     "LoraAffinityScorer",
     "MaxScorePicker",
+    "MediaItem",
     "NoEndpointsError",
     "NumberedBatch",
+    "OutcomeListener",
+    "PartialScorer",
     "PickError",
     "Picker",
     "PluginError",
@@ -193,6 +213,8 @@ __all__ = [
     "ProfileResult",
     "QueueScorer",
     "RandomPicker",
+    "Reader",
+    "Reads",
     "ReplayRequest",
     "RequestRefusedError",
     "Reservation",
@@ -208,6 +230,7 @@ __all__ = [
     "Signal",
     "SingleProfileHandler",
     "SnapshotError",
+    "StagedHandler",
     "StalePolicy",
     "StreamStep",
     "Target",

@@ -61,6 +61,10 @@ LORA_WAITING: Final = Signal("lora_waiting", "adapters")
 LORA_CAPACITY: Final = Signal("lora_capacity", "adapters")
 KV_BLOCKS: Final = Signal("kv_blocks", "blocks", freshness="static")
 KV_BLOCK_SIZE: Final = Signal("kv_block_size", "tokens", freshness="static")
+LORA_LOADED: Final = Signal("lora_loaded", "adapters")
+LORA_SLOTS: Final = Signal("lora_slots", "adapters")
+PREFILL_THROUGHPUT: Final = Signal("prefill_throughput", "tokens/s", freshness="static")
+CAPACITY_WEIGHT: Final = Signal("capacity_weight", "", freshness="static")
 INFLIGHT_REQUESTS: Final = Signal("inflight_requests", "requests", 0.0, "local")
 INFLIGHT_TOKENS: Final = Signal("inflight_tokens", "tokens", 0.0, "local")
 CONTEXT_TOKENS: Final = Signal("context_tokens", "tokens", 0.0, "local")
@@ -86,6 +90,10 @@ STANDARD_SIGNALS: Final = (
     LORA_CAPACITY,
     KV_BLOCKS,
     KV_BLOCK_SIZE,
+    LORA_LOADED,
+    LORA_SLOTS,
+    PREFILL_THROUGHPUT,
+    CAPACITY_WEIGHT,
 )
 
 
@@ -133,17 +141,20 @@ class Membership:
 
     A *slot* is a small stable int (the prefix index's column); a *generation* is unique to one stay:
     an endpoint that left and came back under its name has another. ``stays`` holds both as plain ints, by position.
+    ``addresses`` are where requests are sent, ``host:port``: the name where nobody said.
     """
 
-    __slots__ = ("_labels", "generations", "labels", "names", "positions", "slots", "stays")
+    __slots__ = ("_labels", "addresses", "generations", "labels", "names", "positions", "slots", "stays")
 
     def __init__(
         self,
         names: tuple[str, ...] = (),
         stays: tuple[tuple[int, int], ...] = (),
         labels: tuple[Mapping[str, str], ...] = (),
+        addresses: tuple[str, ...] | None = None,
     ) -> None:
         self.names = names
+        self.addresses = names if addresses is None else addresses
         self.stays = stays
         self.labels = labels
         self.slots: IndexArray = np.array([slot for slot, _ in stays], dtype=np.intp)
@@ -161,22 +172,32 @@ class Membership:
 
 
 class Adapters(NamedTuple):
-    """Which LoRA adapters does one server run, have waiting, and how many can it hold?"""
+    """Which LoRA adapters does one server run, have waiting, and how many can it hold?
+
+    Running and waiting adapters are those of requests in flight, ``capacity`` how many of them may be. Residency is another
+    thing: ``loaded`` are in the accelerator's memory with or without a request, ``offloaded`` in the host's, ``slots``
+    how many the accelerator can hold; 0 where a server does not tell.
+    """
 
     running: frozenset[str] = frozenset()
     waiting: frozenset[str] = frozenset()
     capacity: int = 0
+    loaded: frozenset[str] = frozenset()
+    offloaded: frozenset[str] = frozenset()
+    slots: int = 0
 
 
 class Residency:
     """Where is each LoRA adapter? Immutable, shared by the snapshots until a report differs."""
 
-    __slots__ = ("_running", "_waiting", "adapters")
+    __slots__ = ("_loaded", "_offloaded", "_running", "_waiting", "adapters")
 
     def __init__(self, adapters: tuple[Adapters, ...] = ()) -> None:
         self.adapters = adapters
         self._running: _Masks[str] | None = None
         self._waiting: _Masks[str] | None = None
+        self._loaded: _Masks[str] | None = None
+        self._offloaded: _Masks[str] | None = None
 
     def running(self, name: str) -> BoolArray:
         """Return where the adapter runs, ``bool[E]``, read-only."""
@@ -189,6 +210,18 @@ class Residency:
         if self._waiting is None:
             self._waiting = _Masks([known.waiting for known in self.adapters])
         return self._waiting.of(name)
+
+    def loaded(self, name: str) -> BoolArray:
+        """Return where the adapter is in the accelerator's memory, ``bool[E]``, read-only."""
+        if self._loaded is None:
+            self._loaded = _Masks([known.loaded for known in self.adapters])
+        return self._loaded.of(name)
+
+    def offloaded(self, name: str) -> BoolArray:
+        """Return where the adapter is in the host's memory, ``bool[E]``, read-only."""
+        if self._offloaded is None:
+            self._offloaded = _Masks([known.offloaded for known in self.adapters])
+        return self._offloaded.of(name)
 
 
 class _Masks(Generic[K]):
@@ -308,6 +341,22 @@ class Endpoints:
     def awaits(self, adapter: str) -> BoolArray:
         """Return which endpoints have the LoRA adapter waiting to be loaded, ``bool[E]``."""
         return self._of_members(self._residency.waiting(adapter))
+
+    def loaded(self, adapter: str) -> BoolArray:
+        """Return which endpoints have the LoRA adapter in the accelerator's memory, ``bool[E]``."""
+        return self._of_members(self._residency.loaded(adapter))
+
+    def offloaded(self, adapter: str) -> BoolArray:
+        """Return which endpoints have the LoRA adapter in the host's memory, ``bool[E]``."""
+        return self._of_members(self._residency.offloaded(adapter))
+
+    def labels(self, position: int) -> Mapping[str, str]:
+        """Return an endpoint's labels."""
+        return self.members.labels[position if self.positions is None else self.positions[position]]
+
+    def address(self, position: int) -> str:
+        """Return where an endpoint's requests are sent, ``host:port``; its name where nobody said."""
+        return self.members.addresses[position if self.positions is None else self.positions[position]]
 
     def age(self, now: float) -> FloatArray:
         """Return seconds since each endpoint's last observation, ``float64[E]``; inf if there was none."""

@@ -7,6 +7,8 @@
      |-- InvalidInputError (ValueError)          the caller's fault: nothing has changed
      |    |-- UnknownNameError (LookupError)     a policy, timing, signal or endpoint nobody knows
      |    |-- DuplicateEndpointError             an endpoint name used twice
+     |    |-- DependencyError                      producers that miss, double or wait for each other
+     |    |-- ConfigError                          a configuration: names the path, what was found, and what is allowed
      |    |-- UnknownParentError                 a suffix of blocks whose parent is not in the index
      |    |-- SnapshotError                      a prefix index's snapshot that is broken, or of another version or seed
      |    |-- KVEventError                       an engine's KV event that cannot be read: names the place
@@ -65,6 +67,17 @@ class UnknownNameError(InvalidInputError, LookupError):
 
 class DuplicateEndpointError(InvalidInputError):
     """Which endpoint name was joined a second time?"""
+
+
+class DependencyError(InvalidInputError):
+    """Which column has no producer, or two, or which producers wait for each other?"""
+
+
+class ConfigError(InvalidInputError):
+    """Where in a configuration is the mistake, what was found there, and what is allowed?
+
+    ``parameter`` is the whole path, as in ``$.plugins[2].parameters.lruSize``.
+    """
 
 
 class UnknownParentError(InvalidInputError, LookupError):

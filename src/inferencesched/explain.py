@@ -127,7 +127,7 @@ def explain(
     told: dict[str, Explanation] = {}
     drained: dict[str, dict[str, str]] = {}
 
-    def run(name: str) -> ProfileResult | None:
+    def run(name: str, cycle: CycleState) -> ProfileResult | None:
         chosen, kept, dropped = scheduler.profiles[name], endpoints, dict(gone)
         for plugin in chosen.filters:
             before = kept.names

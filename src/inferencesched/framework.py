@@ -7,7 +7,8 @@ lives in a `DataProducer` only, read in ``produce`` and written in ``commit``.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from types import MappingProxyType
+from typing import Generic, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
@@ -15,19 +16,47 @@ from inferencesched._typing import BoolArray, FloatArray, IndexArray
 from inferencesched.endpoints import Endpoints, Signal
 from inferencesched.errors import InvalidInputError
 from inferencesched.request import InferenceRequest
+from inferencesched.reservation import Settlement
 
 R = TypeVar("R")
+R_contra = TypeVar("R_contra", contravariant=True)
+_NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 class CycleState(NamedTuple):
     """What may a decision depend on beside the request and the snapshot?
 
-    ``now`` is seconds, ``rng`` the only source of chance, ``sequence`` the commits so far.
+    ``now`` is seconds, ``rng`` the only source of chance, ``sequence`` the commits so far. ``peer`` names the endpoint
+    that an earlier stage of the same request was given to (the decode server, while a prefill server is chosen); empty
+    where there is none.
     """
 
     now: float
     rng: np.random.Generator
     sequence: int
+    peer: str = ""
+
+
+class Reads(NamedTuple):
+    """Which column does a plug-in read, and which way is better?
+
+    ``better`` is what the plug-in promises: improving one endpoint's value never makes that endpoint fare worse. Empty
+    promises nothing. A column that is not ``required`` may be missing from the pool's layout.
+    """
+
+    signal: Signal
+    better: Literal["lower", "higher", ""] = ""
+    required: bool = True
+
+
+@runtime_checkable
+class Reader(Protocol):
+    """What does a plug-in depend on? Optional: who says so is checked when a `Scheduler` is made."""
+
+    @property
+    def reads(self) -> tuple[Reads, ...]:
+        """Which columns, and which way is better?"""
+        ...
 
 
 class Filter(Protocol):
@@ -43,6 +72,15 @@ class Scorer(Protocol):
 
     def score(self, request: InferenceRequest, endpoints: Endpoints, cycle: CycleState) -> FloatArray:
         """Return ``float64[E]`` in [0, 1]; 1 is best, NaN is refused."""
+        ...
+
+
+@runtime_checkable
+class PartialScorer(Protocol):
+    """Whom does a scorer have a word on? Optional: without it, everybody. Who has none scores 0."""
+
+    def scored(self, request: InferenceRequest, endpoints: Endpoints, cycle: CycleState) -> BoolArray:
+        """Return ``bool[E]``: False where the score of 0 stands for "not known"."""
         ...
 
 
@@ -82,6 +120,15 @@ class DataProducer(Protocol[R]):
         ...
 
 
+@runtime_checkable
+class OutcomeListener(Protocol[R_contra]):
+    """Which producer learns from how a request ended? Optional, beside `DataProducer`."""
+
+    def settled(self, receipt: R_contra, settlement: Settlement, slot: int) -> None:
+        """Learn how it ended, on the endpoint of `slot`; called once, under the pool's lock, after the books are closed."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class WeightedScorer:
     """How much does a scorer count?
@@ -110,13 +157,17 @@ class SchedulingProfile:
 
 
 class Target(NamedTuple):
-    """Who was picked? ``tokens`` is the prompt it would have to compute, ``score`` its total."""
+    """Who was picked? ``tokens`` is the prompt it would have to compute, ``score`` its total.
+
+    ``address`` is where to send the request, ``host:port``.
+    """
 
     endpoint: str
     slot: int
     generation: int
     score: float
     tokens: int
+    address: str = ""
 
 
 class ProfileResult(NamedTuple):
@@ -134,6 +185,7 @@ class SchedulingResult(NamedTuple):
     """Where should this request go? Nothing has changed yet: see `Scheduler.reserve`.
 
     ``profiles`` maps each profile that ran to what it picked, None where it failed; ``version`` is the snapshot's.
+    ``headers`` are what the handler wants set on the request to the server, in lower case; an empty value says "remove".
     """
 
     request: InferenceRequest
@@ -141,6 +193,7 @@ class SchedulingResult(NamedTuple):
     profiles: Mapping[str, ProfileResult | None]
     version: int = -1
     receipts: tuple[object, ...] = ()
+    headers: Mapping[str, str] = _NOTHING
 
     @property
     def target(self) -> Target:
@@ -178,6 +231,17 @@ class ProfileHandler(Protocol):
         self, request: InferenceRequest, results: Mapping[str, ProfileResult | None], cycle: CycleState
     ) -> SchedulingResult:
         """Return the result whose ``primary`` names a profile that did not fail."""
+        ...
+
+
+@runtime_checkable
+class StagedHandler(Protocol):
+    """Which endpoint do the profiles that run next work with? Optional, beside `ProfileHandler`."""
+
+    def peer(
+        self, profiles: Mapping[str, SchedulingProfile], results: Mapping[str, ProfileResult | None]
+    ) -> Target | None:
+        """Return the peer of the profiles that `ProfileHandler.pick` has just named, None for none."""
         ...
 
 

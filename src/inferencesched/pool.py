@@ -5,7 +5,7 @@ Every method is atomic under one lock, so any thread may call any of them; the p
 """
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from math import inf, isfinite, isnan, nan
 from typing import Final, final
 
@@ -19,6 +19,8 @@ from inferencesched.endpoints import (
     LAST_PICKED,
     LORA_ACTIVE,
     LORA_CAPACITY,
+    LORA_LOADED,
+    LORA_SLOTS,
     LORA_WAITING,
     OBSERVED_AT,
     STANDARD_SIGNALS,
@@ -102,10 +104,11 @@ class InferencePool:
         *,
         labels: Mapping[str, str] | None = None,
         values: Mapping[Signal, float] | None = None,
+        address: str = "",
     ) -> None:
         """Add an endpoint; it takes the lowest free slot and a new generation.
 
-        `values` sets static signals. Errors: `DuplicateEndpointError`, `InvalidInputError`, `UnknownNameError`.
+        `values` sets static signals; `address` is where its requests are sent, the name unless given. Errors: `DuplicateEndpointError`, `InvalidInputError`, `UnknownNameError`.
         """
         with self.lock:
             members = self._members
@@ -123,6 +126,7 @@ class InferencePool:
                 (*members.names, name),
                 (*members.stays, (slot, self._generation)),
                 (*members.labels, dict(labels or {})),
+                (*members.addresses, address or name),
             )
             self._residency = Residency((*self._residency.adapters, Adapters()))
             self._matrix = np.ascontiguousarray(np.column_stack([self._matrix, column]))
@@ -133,17 +137,15 @@ class InferencePool:
         """Remove an endpoint; what was in flight there is settled as ``endpoint_left`` and returned."""
         with self.lock:
             position = self._position(name)
-            settled = [
-                self._close(reservation, "endpoint_left", "", None, reservation.touched_at)
-                for reservation in list(self._inflight.values())
-                if reservation.position == position
-            ]
+            leaving = [reservation for reservation in self._inflight.values() if reservation.position == position]
+            settled = [self._close(each, "endpoint_left", "", None, each.touched_at) for each in leaving]
             members = self._members
             keep = [i for i in range(len(members.names)) if i != position]
             self._members = Membership(
                 tuple(members.names[i] for i in keep),
                 tuple(members.stays[i] for i in keep),
                 tuple(members.labels[i] for i in keep),
+                tuple(members.addresses[i] for i in keep),
             )
             self._residency = Residency(tuple(self._residency.adapters[i] for i in keep))
             self._matrix = np.ascontiguousarray(np.delete(self._matrix, position, axis=1))
@@ -152,6 +154,7 @@ class InferencePool:
                     reservation.position -= 1
             self._oldest = None
             self._changed()
+            self._tell(leaving)
             return settled
 
     @property
@@ -180,6 +183,7 @@ class InferencePool:
             rows = [(self._writable_row(signal, value, "scraped"), value) for signal, value in values.items()]
             if adapters is not None:
                 whole_number("adapters.capacity", adapters.capacity)
+                whole_number("adapters.slots", adapters.slots)
             matrix = self._matrix
             for row, value in rows:
                 matrix[row, position] = value
@@ -192,6 +196,8 @@ class InferencePool:
                 matrix[self._layout.row(LORA_ACTIVE), position] = len(adapters.running)
                 matrix[self._layout.row(LORA_WAITING), position] = len(adapters.waiting)
                 matrix[self._layout.row(LORA_CAPACITY), position] = adapters.capacity
+                matrix[self._layout.row(LORA_LOADED), position] = len(adapters.loaded)
+                matrix[self._layout.row(LORA_SLOTS), position] = adapters.slots
             self._oldest = None
             self._changed()
 
@@ -322,7 +328,9 @@ class InferencePool:
         finite_time(now)
         with self.lock:
             expired = [r for r in self._inflight.values() if now - r.touched_at > self.reservation_ttl]
-            return [self._close(reservation, "expired", "ttl", None, now) for reservation in expired]
+            settled = [self._close(reservation, "expired", "ttl", None, now) for reservation in expired]
+            self._tell(expired)
+            return settled
 
     def ledger(self) -> Ledger:
         """Does reserved = settled + in flight hold? The six counts, read together."""
@@ -407,12 +415,16 @@ class InferencePool:
     ) -> Settlement:
         with self.lock:
             reservation.require_open()
-            return self._close(reservation, outcome, reason, usage, finite_time(now))
+            settlement = self._close(reservation, outcome, reason, usage, finite_time(now))
+            if reservation.listeners:
+                self._tell((reservation,))
+            return settlement
 
     def _leave(self, reservation: Reservation, outcome: str, reason: str) -> None:
         with self.lock:
             if reservation.settlement is None:
                 self._close(reservation, outcome, reason, None, reservation.touched_at)
+                self._tell((reservation,))
 
     # -- inside ------------------------------------------------------------------------------------
 
@@ -430,6 +442,21 @@ class InferencePool:
         reservation.settlement = settlement = reservation.settled(outcome, reason, usage, now)
         self._changed()
         return settlement
+
+    @staticmethod
+    def _tell(reservations: Iterable[Reservation]) -> None:
+        """Tell who listens how these ended, all of them; what a listener raises is raised when all were told."""
+        errors: list[Exception] = []
+        for reservation in reservations:
+            settlement = reservation.settlement
+            for listen in reservation.listeners:
+                assert settlement is not None  # only closed reservations come here
+                try:
+                    listen(settlement)
+                except Exception as error:  # noqa: BLE001  raised below, when the others have been told
+                    errors.append(error)
+        if errors:
+            raise errors[0] if len(errors) == 1 else ExceptionGroup("listeners of reservations", errors)
 
     def _give_back(self, reservation: Reservation) -> None:
         """Return the booked prompt tokens: they are computed, or never will be."""

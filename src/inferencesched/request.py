@@ -17,6 +17,17 @@ from inferencesched.errors import InvalidInputError
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
+class MediaItem(NamedTuple):
+    """Which picture, video or sound does a prompt hold?
+
+    ``hash`` names its content, ``size`` is its weight in an encoder's cache (items, tokens or bytes: one unit all through).
+    """
+
+    hash: int
+    size: int = 1
+    modality: str = "image"
+
+
 class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """What is being asked, by whom, and how long is it?
 
@@ -33,6 +44,9 @@ class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     fairness_id, objective, tenant, cache_salt: who is asking, for flow control, quotas and hash domains.
     deadline: seconds on the caller's clock; None is no deadline.
     headers: lower-case names.
+    session_id: whose conversation this is; empty is none.
+    slo_ttft, slo_tpot: the objectives for time to first token and time per output token, seconds; None is no objective.
+    media: the prompt's pictures, videos and sounds.
 
     Errors: `InvalidInputError` for an empty id, a negative length or arrays of another shape or dtype.
     Cost: 0.5 us.
@@ -60,6 +74,10 @@ class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     cache_salt: str = ""
     deadline: float | None = None
     headers: Mapping[str, str] = _NO_HEADERS
+    session_id: str = ""
+    slo_ttft: float | None = None
+    slo_tpot: float | None = None
+    media: tuple[MediaItem, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.request_id:
@@ -68,6 +86,10 @@ class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         _check_length("max_output_tokens", self.max_output_tokens)
         if self.deadline is not None and self.deadline != self.deadline:
             raise InvalidInputError("deadline", self.deadline, "seconds, or None")
+        if self.slo_ttft is not None and not self.slo_ttft > 0:
+            raise InvalidInputError("slo_ttft", self.slo_ttft, "seconds above 0, or None")
+        if self.slo_tpot is not None and not self.slo_tpot > 0:
+            raise InvalidInputError("slo_tpot", self.slo_tpot, "seconds above 0, or None")
         if self.tokens is not None:
             _check_array("tokens", self.tokens, np.uint32)
             if self.input_tokens is not None and self.input_tokens != len(self.tokens):

@@ -10,6 +10,7 @@
 A reservation is settled exactly once. Law: reserved = settled + in flight, in requests and in tokens, at every step.
 """
 
+from collections.abc import Callable
 from types import TracebackType
 from typing import NamedTuple, Protocol, Self, final
 
@@ -89,6 +90,7 @@ class Reservation:
         "endpoint",
         "first_token_at",
         "generation",
+        "listeners",
         "number",
         "output_tokens",
         "picked_before",
@@ -131,6 +133,7 @@ class Reservation:
         self.first_token_at = float("nan")
         self.touched_at = now
         self.settlement: Settlement | None = None
+        self.listeners: tuple[Callable[[Settlement], None], ...] = ()  # told once, when it is settled
 
     def __repr__(self) -> str:
         state = "in flight" if self.settlement is None else self.settlement.outcome

@@ -6,15 +6,16 @@ endpoint that looked idle to all of it. The stages: exclusion, staleness, produc
 scorers, picker.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final, final
 
 import numpy as np
 
 from inferencesched._fusion import PREFIX_TOKENS_ROW, Program
-from inferencesched.endpoints import Endpoints
+from inferencesched.endpoints import STANDARD_SIGNALS, Endpoints
 from inferencesched.errors import (
+    DependencyError,
     FilteredOutError,
     FilterError,
     InvalidInputError,
@@ -30,11 +31,14 @@ from inferencesched.framework import (
     CycleState,
     DataProducer,
     Filter,
+    OutcomeListener,
     Picker,
     ProfileHandler,
     ProfileResult,
+    Reader,
     SchedulingProfile,
     SchedulingResult,
+    StagedHandler,
     Target,
     WeightedScorer,
 )
@@ -42,7 +46,7 @@ from inferencesched.handlers.single import SingleProfileHandler
 from inferencesched.pickers.score import MaxScorePicker
 from inferencesched.pool import InferencePool
 from inferencesched.request import InferenceRequest
-from inferencesched.reservation import Reservation
+from inferencesched.reservation import Reservation, Settlement
 from inferencesched.scorers import KvCacheUtilizationScorer, PrefixCacheScorer, QueueScorer
 from inferencesched.staleness import StalePolicy
 
@@ -105,6 +109,7 @@ class Scheduler:
     handler: which profiles run and whose answer counts; one profile needs none.
     producers: what must be known before scoring (prefix matches, ...), in order.
     stale: what is assumed of servers not heard of lately.
+    computing: beside the primary profile, the profiles whose target computes the prompt: the producers are told of it.
     assigner: how several requests are decided jointly; None plans them one after another (see `assign`).
 
     A scheduler holds parameters only (and its producers): share it between threads, and without producers also between
@@ -138,6 +143,7 @@ class Scheduler:
         producers: Sequence[DataProducer[Any]] = (),
         stale: StalePolicy | None = None,
         assigner: Assigner | None = None,
+        computing: Collection[str] = ("prefill",),
     ) -> None:
         named = {DEFAULT_PROFILE: profiles} if isinstance(profiles, SchedulingProfile) else dict(profiles)
         if not named:
@@ -146,9 +152,14 @@ class Scheduler:
             raise InvalidInputError("handler", None, f"a ProfileHandler, to choose between {sorted(named)}")
         self.profiles: Mapping[str, SchedulingProfile] = MappingProxyType(named)
         self.handler: ProfileHandler = SingleProfileHandler() if handler is None else handler
-        self.producers = tuple(producers)
+        self.producers = in_order(producers, (plugin for profile in named.values() for plugin in plugins_of(profile)))
         self.stale = StalePolicy() if stale is None else stale
         self.assigner = assigner
+        self.computing = tuple(computing)
+        self._listening: tuple[tuple[int, OutcomeListener[Any]], ...] = tuple(
+            (i, producer) for i, producer in enumerate(self.producers) if isinstance(producer, OutcomeListener)
+        )
+        self._staged = self.handler if isinstance(self.handler, StagedHandler) else None
         self._runners = {name: ProfileRunner(profile) for name, profile in named.items()}
         alone = len(named) == 1 and type(self.handler) is SingleProfileHandler
         self._alone: tuple[str, ProfileRunner] | None = next(iter(self._runners.items())) if alone else None
@@ -175,14 +186,17 @@ class Scheduler:
             if result is None:
                 raise self.refusal(request, name, f"{len(endpoints)} candidates")
             return SchedulingResult(request, name, {name: result}, endpoints.version, receipts)
-        decided = self.run_profiles(request, cycle, lambda name: self._runners[name].run(request, endpoints, cycle))
+        decided = self.run_profiles(
+            request, cycle, lambda name, cycle: self._runners[name].run(request, endpoints, cycle)
+        )
         return decided._replace(version=endpoints.version, receipts=receipts)
 
     def reserve(self, result: SchedulingResult, pool: InferencePool, *, now: float) -> Reservation:
         """Book the decision and tell the producers; the next snapshot sees it.
 
-        What is booked is the primary profile's target. The targets of other profiles, a prefill server's say, are the
-        caller's to book, with `InferencePool.reserve`.
+        What is booked is the primary profile's target; `reserve_stages` books those of the other profiles too. Producers
+        are told of the primary target, and of those of the profiles in `computing`; who listens for outcomes
+        (`OutcomeListener`) hears of the primary's.
         Errors, and nothing is booked: `EndpointGoneError` if the endpoint left since, `InvalidInputError` for a result
         of other producers than these, and whatever a producer's ``commit`` raises (producers before it in order have
         learnt of the request then: they hold beliefs, not bookings).
@@ -201,12 +215,53 @@ class Scheduler:
                 generation=target.generation,
             )
             try:
-                for producer, receipt in zip(self.producers, result.receipts, strict=True):
-                    producer.commit(receipt, target.slot, now=now)
+                for slot in self._told(result) if self.producers and len(result.profiles) > 1 else (target.slot,):
+                    for producer, receipt in zip(self.producers, result.receipts, strict=True):
+                        producer.commit(receipt, slot, now=now)
             except BaseException:
                 pool.withdraw(reservation)
                 raise
+            if self._listening:
+                reservation.listeners = tuple(
+                    _hears(listener, result.receipts[i], reservation) for i, listener in self._listening
+                )
             return reservation
+
+    def _told(self, result: SchedulingResult) -> list[int]:
+        """Return the slots whose endpoints will hold the prompt, the primary target's first, each once."""
+        slots = {result.target.slot: None}
+        for name in self.computing:
+            picked = result.profiles.get(name)
+            if picked is not None and picked.targets:
+                slots[picked.target.slot] = None
+        return list(slots)
+
+    def reserve_stages(self, result: SchedulingResult, pool: InferencePool, *, now: float) -> Mapping[str, Reservation]:
+        """Book the targets of all profiles that found one, by profile; the primary's is what `reserve` would return.
+
+        Each is settled by itself: a prefill server's at its first token, say. Errors: those of `reserve`, for any of
+        the targets; then nothing is booked.
+        """
+        request, booked = result.request, {}
+        with pool.lock:
+            try:
+                for name, picked in result.profiles.items():
+                    if name != result.primary and picked is not None and picked.targets:
+                        target = picked.target
+                        booked[name] = pool.reserve(
+                            target.endpoint,
+                            request_id=request.request_id,
+                            tokens=target.tokens,
+                            context_tokens=request.prompt_tokens or 0,
+                            now=now,
+                            generation=target.generation,
+                        )
+                booked[result.primary] = self.reserve(result, pool, now=now)
+            except BaseException:
+                for reservation in reversed(booked.values()):
+                    pool.withdraw(reservation)
+                raise
+        return MappingProxyType(booked)
 
     def schedule_and_reserve(
         self,
@@ -313,17 +368,22 @@ class Scheduler:
         return FilteredOutError(f"the filters of {profile!r} kept nobody for request {request.request_id!r}: {dropped}")
 
     def run_profiles(
-        self, request: InferenceRequest, cycle: CycleState, run: Callable[[str], ProfileResult | None]
+        self, request: InferenceRequest, cycle: CycleState, run: Callable[[str, CycleState], ProfileResult | None]
     ) -> SchedulingResult:
-        """Return what the handler makes of the profiles it asks for; `run` runs one of them by name."""
+        """Return what the handler makes of the profiles it asks for; `run` runs one of them by name.
+
+        A `StagedHandler` says with whom they will work: they see its name as ``cycle.peer``.
+        """
         results: dict[str, ProfileResult | None] = {}
         while chosen := self.handler.pick(request, self.profiles, MappingProxyType(results), cycle):
             if all(name in results for name in chosen):
                 raise PluginError(self.handler, f"{sorted(chosen)} again", "profiles that have not run yet")
+            peer = None if self._staged is None else self._staged.peer(chosen, MappingProxyType(results))
+            stage = cycle if peer is None else cycle._replace(peer=peer.endpoint)
             for name in chosen:
                 if name not in self._runners:
                     raise PluginError(self.handler, repr(name), f"one of {sorted(self._runners)}")
-                results[name] = run(name)
+                results[name] = run(name, stage)
         if not results:
             raise PluginError(self.handler, "no profile", f"at least one of {sorted(self._runners)}")
         result = self.handler.process_results(request, MappingProxyType(results), cycle)
@@ -341,7 +401,61 @@ def target_at(request: InferenceRequest, endpoints: Endpoints, position: int, sc
         matched = endpoints.matrix.item(PREFIX_TOKENS_ROW, position)
         if matched == matched:  # unknown is NaN: then all of it must be computed
             tokens = max(0, tokens - int(matched))
-    return Target(endpoints.name(position), *endpoints.stay(position), score, tokens)
+    slot, generation = endpoints.stay(position)
+    return Target(endpoints.name(position), slot, generation, score, tokens, endpoints.address(position))
+
+
+def plugins_of(profile: SchedulingProfile) -> tuple[object, ...]:
+    """Return all that a profile is made of."""
+    return (*profile.filters, *(weighted.scorer for weighted in profile.scorers), profile.picker)
+
+
+def in_order(producers: Iterable[DataProducer[Any]], readers: Iterable[object]) -> tuple[DataProducer[Any], ...]:
+    """Return the producers, each behind those whose columns it reads, else as given.
+
+    Errors: `DependencyError` where two fill the same column, where producers wait for each other, or where a plug-in
+    requires a column made for one decision (``cycle``) that no producer fills; the standard ones may stay unknown.
+    """
+    given = tuple(producers)
+    fills: dict[str, DataProducer[Any]] = {}
+    for producer in given:
+        for signal in producer.produces:
+            if signal.name in fills:
+                raise DependencyError(
+                    "producers", signal.name, f"one producer of it: {fills[signal.name]!r} is another"
+                )
+            fills[signal.name] = producer
+    standard = {signal.name for signal in STANDARD_SIGNALS}
+    for reader in (*given, *readers):
+        for signal, _, required in reader.reads if isinstance(reader, Reader) else ():
+            missing = signal.name not in fills and signal.name not in standard
+            if missing and required and signal.freshness == "cycle":
+                raise DependencyError(
+                    "producers", list(fills), f"one that fills {signal.name!r}, which {reader!r} reads"
+                )
+    after = {
+        id(producer): [
+            id(fills[read.signal.name])
+            for read in (producer.reads if isinstance(producer, Reader) else ())
+            if read.signal.name in fills
+        ]
+        for producer in given
+    }
+    ordered: list[DataProducer[Any]] = []
+    waiting = list(given)
+    while waiting:
+        left = {id(each) for each in waiting}
+        ready = next((each for each in waiting if not left & set(after[id(each)])), None)
+        if ready is None:
+            raise DependencyError("producers", [repr(each) for each in waiting], "none that wait for each other")
+        ordered.append(ready)
+        waiting = [each for each in waiting if each is not ready]
+    return tuple(ordered)
+
+
+def _hears(listener: OutcomeListener[Any], receipt: object, reservation: Reservation) -> Callable[[Settlement], None]:
+    """Return what tells a listener how a reservation ended, with what it noted when that was made."""
+    return lambda settlement: listener.settled(receipt, settlement, reservation.slot)
 
 
 def check_picks(picker: Picker, picks: object, count: int) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 
 import inferencesched as isched
 from tests.parity.cases import Case, Mismatch, NotYet, Runner, same
+from tests.parity.snapshots import cycle, plain, snapshot
 from tests.parity.words import refusal
 
 SCORERS: dict[str, Callable[[dict[str, Any]], Any]] = {
@@ -40,59 +41,6 @@ PICKERS: dict[str, Callable[[int], Any]] = {
     "random-picker": isched.RandomPicker,
     "weighted-random-picker": isched.WeightedRandomPicker,
 }
-
-
-def plain(name: str) -> str:
-    return name.rsplit("/", 1)[-1]
-
-
-def snapshot(case: Case) -> tuple[isched.InferenceRequest, isched.Endpoints]:
-    """The case's endpoints as ours: an absent metric is 0 there, no metrics at all is unknown."""
-    pool = isched.InferencePool()
-    columns = {
-        signal: np.zeros(len(case["endpoints"]))
-        for signal in (isched.INFLIGHT_REQUESTS, isched.INFLIGHT_TOKENS, isched.PREFIX_MATCH, isched.PREFIX_TOKENS)
-    }
-    tokens = 0
-    for i, endpoint in enumerate(case["endpoints"]):
-        pool.join(endpoint["name"])
-        metrics = endpoint.get("metrics", {})
-        if not endpoint.get("metrics_null"):
-            observed = {
-                isched.WAITING_QUEUE_SIZE: metrics.get("waiting_queue_size", 0),
-                isched.RUNNING_REQUESTS: metrics.get("running_requests", 0),
-                isched.KV_CACHE_USAGE: metrics.get("kv_cache_usage", 0.0),
-            }
-            adapters = isched.Adapters(
-                frozenset(metrics.get("active_loras") or {}),
-                frozenset(metrics.get("waiting_loras") or {}),
-                metrics.get("max_loras", 0),
-            )
-            pool.observe(endpoint["name"], observed, now=0.0, adapters=adapters)
-        known = endpoint.get("attributes", {})
-        load = known.get("in_flight_load")
-        if isinstance(load, dict):
-            columns[isched.INFLIGHT_REQUESTS][i] = load.get("requests", 0)
-            columns[isched.INFLIGHT_TOKENS][i] = load.get("tokens", 0)
-        uncached = known.get("uncached_request_tokens")
-        if isinstance(uncached, dict):
-            tokens = max(tokens, uncached["tokens"])
-        match = known.get("prefix_cache_match")
-        if isinstance(match, dict) and match["total_blocks"]:
-            columns[isched.PREFIX_MATCH][i] = match["match_blocks"] / match["total_blocks"]
-            columns[isched.PREFIX_TOKENS][i] = match["match_blocks"] * match["block_size_tokens"]
-    for i, endpoint in enumerate(case["endpoints"]):
-        uncached = endpoint.get("attributes", {}).get("uncached_request_tokens")
-        if tokens:
-            columns[isched.PREFIX_TOKENS][i] = tokens - (uncached["tokens"] if isinstance(uncached, dict) else 0)
-    request = isched.InferenceRequest(
-        request_id="vector", model=case.get("request", {}).get("target_model", ""), input_tokens=tokens
-    )
-    return request, pool.snapshot().with_columns(columns)
-
-
-def cycle(seed: int = 0) -> isched.CycleState:
-    return isched.CycleState(0.0, np.random.default_rng(seed), 0)
 
 
 class Stub:

@@ -1,0 +1,1 @@
+"""How does a configuration become a scheduler, and a scheduler a configuration?"""
