@@ -12,8 +12,26 @@ import msgspec
 
 from inferencesched.endpoints import Signal
 
+#: What a plug-in does. From ``inert`` on, this library reads, checks and writes it and leaves it to the gateway.
 Kind = Literal[
-    "filter", "scorer", "picker", "profile-handler", "producer", "decider", "assigner", "stage", "admitter", "inert"
+    "filter",
+    "scorer",
+    "picker",
+    "profile-handler",
+    "producer",
+    "decider",
+    "assigner",
+    "stage",
+    "admitter",
+    "inert",
+    "parser",
+    "source",
+    "extractor",
+    "discovery",
+    "saturation-detector",
+    "fairness-policy",
+    "ordering-policy",
+    "usage-limit-policy",
 ]
 Stability = Literal["beta", "alpha", "deprecated"]
 
@@ -31,6 +49,12 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 class Nothing(Parameters, frozen=True, kw_only=True, rename="camel"):
     """What if a plug-in takes no parameters?"""
+
+
+class Opaque(msgspec.Struct, frozen=True):
+    """What if the parameters are somebody else's to read? Any mapping, kept as it is."""
+
+    values: dict[str, Any] = {}
 
 
 class Workshop(Protocol):
@@ -61,6 +85,11 @@ def no_needs(parameters: Any) -> tuple[Need, ...]:
     return ()
 
 
+def no_parts(plugin: Any) -> Mapping[str, object]:
+    """Return that a plug-in holds no others."""
+    return {}
+
+
 @dataclass(frozen=True, slots=True)
 class PluginSpec:
     """What is a plug-in's entry in a catalogue?
@@ -68,7 +97,9 @@ class PluginSpec:
     ``name`` is the configuration's ``type``. ``build(parameters, workshop)`` makes it, `read(plugin)` returns its parameters for dumping; ``made`` is the class of what
     is built (None where nothing of its own is, as for a deprecated name of another type). ``needs(parameters)`` names the columns that
     producers must fill. ``instead`` is what to use in place of a deprecated type. ``origin`` is ``llm-d`` for the
-    reference's names and ``own`` for ours.
+    reference's names and ``own`` for ours. ``parts(plugin)`` is for a plug-in that holds other plug-ins: what it holds, by the
+    YAML name of the `PluginRef` parameter (``"filter"``, ``"deciders.prefill"``), a tuple for a list, None for none; ``read`` may
+    say anything in those places.
     """
 
     name: str
@@ -81,3 +112,4 @@ class PluginSpec:
     stability: Stability = "beta"
     instead: str = ""
     origin: Literal["llm-d", "own"] = "llm-d"
+    parts: Callable[[Any], Mapping[str, object]] = no_parts
