@@ -33,6 +33,7 @@ LAYERS = (
         "flowcontrol.*",
         "staleness",
     ),
+    ("sessions",),
     ("pool", "framework", "signals", "topology", "flowcontrol.flows"),
     ("reservation",),
     ("request", "endpoints", "normalize", "prefix.*"),

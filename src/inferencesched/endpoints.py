@@ -136,6 +136,17 @@ class Layout:
         return np.array([signal.default for signal in self.signals], dtype=np.float64)
 
 
+class LabelColumn(NamedTuple):
+    """Which value of one label does each endpoint have?
+
+    ``values`` are the distinct ones; ``codes``, ``intp[E]``, are places among them, -1 where an endpoint has no such label.
+    A table of one entry for each value, and one more for those without, is looked up as ``table[codes]``.
+    """
+
+    values: tuple[str, ...]
+    codes: IndexArray
+
+
 class Membership:
     """Who is in the pool? Static between joins and leaves, shared by the snapshots in between.
 
@@ -144,7 +155,7 @@ class Membership:
     ``addresses`` are where requests are sent, ``host:port``: the name where nobody said.
     """
 
-    __slots__ = ("_labels", "addresses", "generations", "labels", "names", "positions", "slots", "stays")
+    __slots__ = ("_columns", "_labels", "addresses", "generations", "labels", "names", "positions", "slots", "stays")
 
     def __init__(
         self,
@@ -163,12 +174,25 @@ class Membership:
         self.generations.flags.writeable = False
         self.positions = {name: position for position, name in enumerate(names)}
         self._labels: _Masks[tuple[str, str]] | None = None
+        self._columns: dict[str, LabelColumn] = {}
 
     def label(self, key: str, value: str) -> BoolArray:
         """Return which members carry the label, ``bool[E]``, read-only."""
         if self._labels is None:
             self._labels = _Masks([labels.items() for labels in self.labels])
         return self._labels.of((key, value))
+
+    def column(self, key: str) -> LabelColumn:
+        """Return each member's value of a label. Remembered: for keys from a configuration, not from a request."""
+        column = self._columns.get(key)
+        if column is None:
+            found = [labels.get(key) for labels in self.labels]
+            values = tuple(dict.fromkeys(value for value in found if value is not None))
+            places = {value: place for place, value in enumerate(values)}
+            codes: IndexArray = np.array([-1 if v is None else places[v] for v in found], dtype=np.intp)
+            codes.flags.writeable = False
+            column = self._columns[key] = LabelColumn(values, codes)
+        return column
 
 
 class Adapters(NamedTuple):
@@ -333,6 +357,11 @@ class Endpoints:
     def label(self, key: str, value: str) -> BoolArray:
         """Return which endpoints carry the label, ``bool[E]``."""
         return self._of_members(self.members.label(key, value))
+
+    def label_column(self, key: str) -> LabelColumn:
+        """Return each endpoint's value of a label, of a key that a configuration names."""
+        column = self.members.column(key)
+        return column if self.positions is None else LabelColumn(column.values, column.codes[self.positions])
 
     def hosts(self, adapter: str) -> BoolArray:
         """Return which endpoints run the LoRA adapter, ``bool[E]``."""

@@ -129,6 +129,18 @@ class OutcomeListener(Protocol[R_contra]):
         ...
 
 
+@runtime_checkable
+class DecisionListener(Protocol[R_contra]):
+    """Which producer has to know whom each profile picked? Optional, beside `DataProducer`."""
+
+    def decided(self, receipt: R_contra, result: "SchedulingResult", *, now: float) -> None:
+        """Learn the decision that was kept; called once, after `DataProducer.commit`, under the pool's lock.
+
+        Should this raise, it must have learnt nothing: the booking is withdrawn.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class WeightedScorer:
     """How much does a scorer count?

@@ -15,6 +15,7 @@ from inferencesched._typing import HashArray, TokenArray
 from inferencesched.errors import InvalidInputError
 
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+_NO_ATTRIBUTES: Mapping[str, object] = MappingProxyType({})
 
 
 class MediaItem(NamedTuple):
@@ -44,6 +45,7 @@ class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     fairness_id, objective, tenant, cache_salt: who is asking, for flow control, quotas and hash domains.
     deadline: seconds on the caller's clock; None is no deadline.
     headers: lower-case names.
+    attributes: what the gateway found out of the request beside all this, by name.
     session_id: whose conversation this is; empty is none.
     slo_ttft, slo_tpot: the objectives for time to first token and time per output token, seconds; None is no objective.
     media: the prompt's pictures, videos and sounds.
@@ -74,6 +76,7 @@ class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     cache_salt: str = ""
     deadline: float | None = None
     headers: Mapping[str, str] = _NO_HEADERS
+    attributes: Mapping[str, object] = _NO_ATTRIBUTES
     session_id: str = ""
     slo_ttft: float | None = None
     slo_tpot: float | None = None

@@ -30,6 +30,7 @@ from inferencesched.framework import (
     Assigner,
     CycleState,
     DataProducer,
+    DecisionListener,
     Filter,
     OutcomeListener,
     Picker,
@@ -159,6 +160,9 @@ class Scheduler:
         self._listening: tuple[tuple[int, OutcomeListener[Any]], ...] = tuple(
             (i, producer) for i, producer in enumerate(self.producers) if isinstance(producer, OutcomeListener)
         )
+        self._deciding: tuple[tuple[int, DecisionListener[Any]], ...] = tuple(
+            (i, producer) for i, producer in enumerate(self.producers) if isinstance(producer, DecisionListener)
+        )
         self._staged = self.handler if isinstance(self.handler, StagedHandler) else None
         self._runners = {name: ProfileRunner(profile) for name, profile in named.items()}
         alone = len(named) == 1 and type(self.handler) is SingleProfileHandler
@@ -218,6 +222,8 @@ class Scheduler:
                 for slot in self._told(result) if self.producers and len(result.profiles) > 1 else (target.slot,):
                     for producer, receipt in zip(self.producers, result.receipts, strict=True):
                         producer.commit(receipt, slot, now=now)
+                for i, decider in self._deciding:
+                    decider.decided(result.receipts[i], result, now=now)
             except BaseException:
                 pool.withdraw(reservation)
                 raise

@@ -32,6 +32,7 @@ def pool_of(endpoints: list[dict[str, Any]]) -> isched.InferencePool:
     pool = isched.InferencePool()
     for endpoint in endpoints:
         host, port = endpoint.get("address", ""), endpoint.get("port", "")
+        host = f"[{host}]" if port and ":" in host else host
         pool.join(
             endpoint["name"],
             labels=labels_of(endpoint),
@@ -110,6 +111,7 @@ def request_of(case: Case, tokens: int = 0) -> isched.InferenceRequest:
         input_tokens=tokens if count is None else count,
         priority=said.get("priority", 0),
         headers=said.get("headers") or {},
+        attributes=said.get("attributes") or {},
     )
 
 
