@@ -214,7 +214,7 @@ class Adapters(NamedTuple):
 class Residency:
     """Where is each LoRA adapter? Immutable, shared by the snapshots until a report differs."""
 
-    __slots__ = ("_loaded", "_offloaded", "_running", "_waiting", "adapters")
+    __slots__ = ("_idle", "_in_use", "_loaded", "_nobody", "_offloaded", "_pairs", "_running", "_waiting", "adapters")
 
     def __init__(self, adapters: tuple[Adapters, ...] = ()) -> None:
         self.adapters = adapters
@@ -222,6 +222,10 @@ class Residency:
         self._waiting: _Masks[str] | None = None
         self._loaded: _Masks[str] | None = None
         self._offloaded: _Masks[str] | None = None
+        self._in_use: FloatArray | None = None
+        self._idle: FloatArray | None = None
+        self._pairs: dict[str, BoolArray] = {}
+        self._nobody: BoolArray | None = None
 
     def running(self, name: str) -> BoolArray:
         """Return where the adapter runs, ``bool[E]``, read-only."""
@@ -235,6 +239,23 @@ class Residency:
             self._waiting = _Masks([known.waiting for known in self.adapters])
         return self._waiting.of(name)
 
+    def pair(self, name: str) -> BoolArray:
+        """Return where the adapter runs and where it waits, ``bool[2, E]``, read-only."""
+        pair = self._pairs.get(name)
+        if pair is None:
+            running, waiting = self.running(name), self.waiting(name)
+            held = self._running is not None and name in self._running
+            held = held or (self._waiting is not None and name in self._waiting)
+            if not held and self._nobody is not None:  # no word of a client's is remembered
+                return self._nobody
+            pair = np.stack([running, waiting])
+            pair.flags.writeable = False
+            if held:
+                self._pairs[name] = pair
+            else:
+                self._nobody = pair
+        return pair
+
     def loaded(self, name: str) -> BoolArray:
         """Return where the adapter is in the accelerator's memory, ``bool[E]``, read-only."""
         if self._loaded is None:
@@ -246,6 +267,24 @@ class Residency:
         if self._offloaded is None:
             self._offloaded = _Masks([known.offloaded for known in self.adapters])
         return self._offloaded.of(name)
+
+    def in_use(self) -> FloatArray:
+        """Return how many adapters run or wait, each counted once, ``float64[E]``, read-only."""
+        if self._in_use is None:
+            self._in_use = _counts(len(known.running | known.waiting) for known in self.adapters)
+        return self._in_use
+
+    def idle(self) -> FloatArray:
+        """Return how many adapters are loaded and neither run nor wait, ``float64[E]``, read-only."""
+        if self._idle is None:
+            self._idle = _counts(len(known.loaded - known.running - known.waiting) for known in self.adapters)
+        return self._idle
+
+
+def _counts(numbers: Iterable[int]) -> FloatArray:
+    counts = np.array(list(numbers), dtype=np.float64)
+    counts.flags.writeable = False
+    return counts
 
 
 class _Masks(Generic[K]):
@@ -261,6 +300,9 @@ class _Masks(Generic[K]):
         self._masks: dict[K, BoolArray] = {}
         self._nobody: BoolArray = np.zeros(len(keys), dtype=np.bool_)
         self._nobody.flags.writeable = False
+
+    def __contains__(self, key: K) -> bool:
+        return key in self._places
 
     def of(self, key: K) -> BoolArray:
         mask = self._masks.get(key)
@@ -378,6 +420,23 @@ class Endpoints:
     def offloaded(self, adapter: str) -> BoolArray:
         """Return which endpoints have the LoRA adapter in the host's memory, ``bool[E]``."""
         return self._of_members(self._residency.offloaded(adapter))
+
+    @property
+    def adapters_in_use(self) -> FloatArray:
+        """How many LoRA adapters run or wait, each counted once, ``float64[E]``?"""
+        counts = self._residency.in_use()
+        return counts if self.positions is None else counts[self.positions]
+
+    @property
+    def adapters_idle(self) -> FloatArray:
+        """How many LoRA adapters are loaded and neither run nor wait, ``float64[E]``?"""
+        counts = self._residency.idle()
+        return counts if self.positions is None else counts[self.positions]
+
+    def residency(self, adapter: str) -> BoolArray:
+        """Return which endpoints run the LoRA adapter, and which have it waiting, ``bool[2, E]``, C-contiguous."""
+        pair = self._residency.pair(adapter)
+        return pair if self.positions is None else np.ascontiguousarray(pair[:, self.positions])
 
     def labels(self, position: int) -> Mapping[str, str]:
         """Return an endpoint's labels."""
