@@ -37,6 +37,7 @@ LAYERS = (
     ("pool", "framework", "signals", "topology", "flowcontrol.flows"),
     ("reservation",),
     ("request", "endpoints", "normalize", "prefix.*"),
+    ("labels",),
     ("_kernels.*",),
     ("errors", "_typing"),
 )

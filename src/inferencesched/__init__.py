@@ -58,6 +58,7 @@ from inferencesched.framework import (
     Assigner,
     CycleState,
     DataProducer,
+    DecisionListener,
     Filter,
     OutcomeListener,
     PartialScorer,

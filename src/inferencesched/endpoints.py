@@ -14,6 +14,7 @@ import numpy as np
 from inferencesched._kernels import scoring
 from inferencesched._typing import BoolArray, FloatArray, IndexArray, IntArray
 from inferencesched.errors import InvalidInputError, UnknownNameError
+from inferencesched.labels import LabelColumn, column_of
 
 Freshness = Literal["scraped", "local", "static", "cycle"]
 K = TypeVar("K")
@@ -136,17 +137,6 @@ class Layout:
         return np.array([signal.default for signal in self.signals], dtype=np.float64)
 
 
-class LabelColumn(NamedTuple):
-    """Which value of one label does each endpoint have?
-
-    ``values`` are the distinct ones; ``codes``, ``intp[E]``, are places among them, -1 where an endpoint has no such label.
-    A table of one entry for each value, and one more for those without, is looked up as ``table[codes]``.
-    """
-
-    values: tuple[str, ...]
-    codes: IndexArray
-
-
 class Membership:
     """Who is in the pool? Static between joins and leaves, shared by the snapshots in between.
 
@@ -186,12 +176,7 @@ class Membership:
         """Return each member's value of a label. Remembered: for keys from a configuration, not from a request."""
         column = self._columns.get(key)
         if column is None:
-            found = [labels.get(key) for labels in self.labels]
-            values = tuple(dict.fromkeys(value for value in found if value is not None))
-            places = {value: place for place, value in enumerate(values)}
-            codes: IndexArray = np.array([-1 if v is None else places[v] for v in found], dtype=np.intp)
-            codes.flags.writeable = False
-            column = self._columns[key] = LabelColumn(values, codes)
+            column = self._columns[key] = column_of(self.labels, key)
         return column
 
 
