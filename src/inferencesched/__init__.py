@@ -51,6 +51,7 @@ from inferencesched.errors import (
     TraceError,
     UnknownNameError,
     UnknownParentError,
+    UnknownProfileError,
 )
 from inferencesched.explain import Explanation, explain
 from inferencesched.filters import UtilizationFilter
@@ -243,6 +244,7 @@ __all__ = [
     "UnknownEvent",
     "UnknownNameError",
     "UnknownParentError",
+    "UnknownProfileError",
     "Usage",
     "UtilizationFilter",
     "WeightedRandomPicker",

@@ -22,6 +22,7 @@
      |
      |-- RequestRefusedError                     terminal for one request: has an outcome and a status
      |    |-- NoEndpointsError                   503  the pool is empty, or everything was excluded
+     |    |-- UnknownProfileError                400  it asks for a scheduling profile that is not there
      |    `-- FilteredOutError                   429  every candidate was filtered out
      |
      `-- ReservationError                        the booking is not there any more
@@ -149,6 +150,13 @@ class NoEndpointsError(RequestRefusedError):
 
     outcome: ClassVar[str] = "no_endpoints"
     status: ClassVar[int] = 503
+
+
+class UnknownProfileError(RequestRefusedError):
+    """Which scheduling profile does the request ask for that is not there? HTTP 400: its client can mend it."""
+
+    outcome: ClassVar[str] = "unknown_profile"
+    status: ClassVar[int] = 400
 
 
 class FilteredOutError(RequestRefusedError):

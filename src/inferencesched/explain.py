@@ -146,7 +146,7 @@ def explain(
         return ProfileResult(tuple(target_at(request, kept, i, float(totals[i])) for i in picks.tolist()))
 
     try:
-        primary = scheduler.run_profiles(request, cycle, run).primary
+        primary = scheduler.run_profiles(request, endpoints, cycle, run).primary
     except FilteredOutError as refusal:
         wanted = next(iter(drained), None) if profile is None else profile
         if wanted not in drained:

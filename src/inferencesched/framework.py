@@ -28,13 +28,15 @@ class CycleState(NamedTuple):
 
     ``now`` is seconds, ``rng`` the only source of chance, ``sequence`` the commits so far. ``peer`` names the endpoint
     that an earlier stage of the same request was given to (the decode server, while a prefill server is chosen); empty
-    where there is none.
+    where there is none. ``candidates`` is what a `ProfileHandler` may look at: everybody, with the producers' columns,
+    before any profile's filters. Filters, scorers and pickers never have it: they see their own profile's only.
     """
 
     now: float
     rng: np.random.Generator
     sequence: int
     peer: str = ""
+    candidates: Endpoints | None = None
 
 
 class Reads(NamedTuple):
@@ -242,7 +244,11 @@ class ProfileHandler(Protocol):
     def process_results(
         self, request: InferenceRequest, results: Mapping[str, ProfileResult | None], cycle: CycleState
     ) -> SchedulingResult:
-        """Return the result whose ``primary`` names a profile that did not fail."""
+        """Return the result whose ``primary`` names a profile that did not fail.
+
+        Called without results too, where `pick` named no profile at all: then raise the `RequestRefusedError` that the
+        client should see.
+        """
         ...
 
 

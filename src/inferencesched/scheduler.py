@@ -191,7 +191,7 @@ class Scheduler:
                 raise self.refusal(request, name, f"{len(endpoints)} candidates")
             return SchedulingResult(request, name, {name: result}, endpoints.version, receipts)
         decided = self.run_profiles(
-            request, cycle, lambda name, cycle: self._runners[name].run(request, endpoints, cycle)
+            request, endpoints, cycle, lambda name, cycle: self._runners[name].run(request, endpoints, cycle)
         )
         return decided._replace(version=endpoints.version, receipts=receipts)
 
@@ -374,14 +374,20 @@ class Scheduler:
         return FilteredOutError(f"the filters of {profile!r} kept nobody for request {request.request_id!r}: {dropped}")
 
     def run_profiles(
-        self, request: InferenceRequest, cycle: CycleState, run: Callable[[str, CycleState], ProfileResult | None]
+        self,
+        request: InferenceRequest,
+        endpoints: Endpoints,
+        cycle: CycleState,
+        run: Callable[[str, CycleState], ProfileResult | None],
     ) -> SchedulingResult:
         """Return what the handler makes of the profiles it asks for; `run` runs one of them by name.
 
-        A `StagedHandler` says with whom they will work: they see its name as ``cycle.peer``.
+        The handler sees the candidates as ``cycle.candidates``. A `StagedHandler` says with whom the profiles will work:
+        they see its name as ``cycle.peer``. A handler that names no profile is asked why (`ProfileHandler.process_results`).
         """
+        informed = cycle._replace(candidates=endpoints)
         results: dict[str, ProfileResult | None] = {}
-        while chosen := self.handler.pick(request, self.profiles, MappingProxyType(results), cycle):
+        while chosen := self.handler.pick(request, self.profiles, MappingProxyType(results), informed):
             if all(name in results for name in chosen):
                 raise PluginError(self.handler, f"{sorted(chosen)} again", "profiles that have not run yet")
             peer = None if self._staged is None else self._staged.peer(chosen, MappingProxyType(results))
@@ -390,9 +396,9 @@ class Scheduler:
                 if name not in self._runners:
                     raise PluginError(self.handler, repr(name), f"one of {sorted(self._runners)}")
                 results[name] = run(name, stage)
+        result = self.handler.process_results(request, MappingProxyType(results), informed)
         if not results:
             raise PluginError(self.handler, "no profile", f"at least one of {sorted(self._runners)}")
-        result = self.handler.process_results(request, MappingProxyType(results), cycle)
         if result.profiles.get(result.primary) is None:
             if any(picked is not None for picked in results.values()) and result.primary not in results:
                 raise PluginError(self.handler, f"{result.primary!r} as primary", f"one of {sorted(results)}")
