@@ -17,25 +17,42 @@ PREDICTED_TPOT: Final = Signal("predicted_tpot", "s", freshness="cycle")
 #: The objective less the prediction, seconds: below 0 it would be missed.
 TTFT_HEADROOM: Final = Signal("ttft_headroom", "s", freshness="cycle", low=-inf)
 TPOT_HEADROOM: Final = Signal("tpot_headroom", "s", freshness="cycle", low=-inf)
+#: What the request would bring an endpoint: prompt tokens that are not cached there and, if asked for, its likely output.
+UNCACHED_TOKENS: Final = Signal("uncached_tokens", "tokens", freshness="cycle")
 #: Which share of the request's pictures, videos and sounds an endpoint's encoder cache holds, by size.
 ENCODER_MATCH: Final = Signal("encoder_match", "fraction", freshness="cycle", high=1.0)
 #: Place in the order of last use for a cold prompt, the longest ago first; -1 never.
 COLD_RANK: Final = Signal("cold_rank", "rank", freshness="cycle", low=-1.0)
-#: How many leading blocks of the prompt an endpoint has, counted without tiers' weights; and those a transfer can read.
+#: How many leading blocks of the prompt an endpoint has, counted without tiers' weights.
 CACHED_BLOCKS: Final = Signal("cached_blocks", "blocks", freshness="cycle")
+#: How many of them lie where another server can read them, in the host's memory; NaN where nobody tells tiers apart.
+READABLE_BLOCKS: Final = Signal("readable_blocks", "blocks", freshness="cycle")
 #: 1 healthy, 0.5 on trial after an ejection, 0 ejected.
 HEALTH: Final = Signal("health", "fraction", freshness="cycle", high=1.0)
 #: What another cluster says of a whole pool that stands behind one endpoint.
 MULTICLUSTER_QUEUE_SIZE: Final = Signal("multicluster_queue_size", "requests")
 MULTICLUSTER_KV_CACHE_USAGE: Final = Signal("multicluster_kv_cache_usage", "fraction", high=1.0)
 
+#: The producers that llm-d means where a configuration names none: what they fill are the signals themselves.
+DEFAULT_PRODUCERS: Final = frozenset(
+    (
+        "approx-prefix-cache-producer",
+        "inflight-load-producer",
+        "mm-embeddings-cache-producer",
+        "predicted-latency-producer",
+        "session-id-producer",
+    )
+)
+
 
 def of_producer(signal: Signal, producer: str) -> Signal:
     """Return the column that one of several producers of a signal fills; the signal itself without a name.
 
-    >>> of_producer(ENCODER_MATCH, "mm-2")
-    Signal('encoder_match@mm-2')
+    The name of a type of producer that is meant where none is named (`DEFAULT_PRODUCERS`) is as good as none.
+
+    >>> of_producer(ENCODER_MATCH, "mm-2"), of_producer(ENCODER_MATCH, "mm-embeddings-cache-producer")
+    (Signal('encoder_match@mm-2'), Signal('encoder_match'))
     """
-    if not producer:
+    if not producer or producer in DEFAULT_PRODUCERS:
         return signal
     return Signal(f"{signal.name}@{producer}", signal.unit, signal.default, signal.freshness, signal.low, signal.high)
