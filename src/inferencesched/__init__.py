@@ -54,7 +54,7 @@ from inferencesched.errors import (
     UnknownProfileError,
 )
 from inferencesched.explain import Explanation, explain
-from inferencesched.filters import UtilizationFilter
+from inferencesched.filters import PrefixCacheAffinityFilter, SloHeadroomTierFilter, UtilizationFilter
 from inferencesched.framework import (
     Assigner,
     CycleState,
@@ -128,7 +128,10 @@ from inferencesched.scheduler import Scheduler, default_profile
 from inferencesched.scorers import (
     ActiveRequestScorer,
     KvCacheUtilizationScorer,
+    LatencyScorer,
+    LoadAwareScorer,
     LoraAffinityScorer,
+    LoraResidencyScorer,
     PrefixCacheScorer,
     QueueScorer,
     RunningRequestsScorer,
@@ -194,8 +197,11 @@ __all__ = [
     "KVEventError",
     "KVEventStats",
     "KvCacheUtilizationScorer",
+    "LatencyScorer",
     "Ledger",
+    "LoadAwareScorer",
     "LoraAffinityScorer",
+    "LoraResidencyScorer",
     "MaxScorePicker",
     "MediaItem",
     "NoEndpointsError",
@@ -207,6 +213,7 @@ __all__ = [
     "PluginError",
     "PowerOfTwoPicker",
     "PrecisePrefixProducer",
+    "PrefixCacheAffinityFilter",
     "PrefixCacheScorer",
     "PrefixIndex",
     "ProduceError",
@@ -231,6 +238,7 @@ __all__ = [
     "Settlement",
     "Signal",
     "SingleProfileHandler",
+    "SloHeadroomTierFilter",
     "SnapshotError",
     "StagedHandler",
     "StalePolicy",

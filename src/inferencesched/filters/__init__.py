@@ -1,5 +1,6 @@
 """Who may take a request? One file a family."""
 
+from inferencesched.filters.latency import PrefixCacheAffinityFilter, SloHeadroomTierFilter
 from inferencesched.filters.load import UtilizationFilter
 
-__all__ = ["UtilizationFilter"]
+__all__ = ["PrefixCacheAffinityFilter", "SloHeadroomTierFilter", "UtilizationFilter"]

@@ -7,7 +7,7 @@ import numpy as np
 from inferencesched._typing import FloatArray, IndexArray
 from inferencesched.endpoints import Endpoints
 from inferencesched.errors import whole_number
-from inferencesched.framework import CycleState
+from inferencesched.framework import CycleState, Reads
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +18,11 @@ class RandomPicker:
 
     def __post_init__(self) -> None:
         whole_number("count", self.count, low=1)
+
+    @property
+    def reads(self) -> tuple[Reads, ...]:
+        """Which columns? None."""
+        return ()
 
     def pick(self, totals: FloatArray, endpoints: Endpoints, cycle: CycleState) -> IndexArray:
         """Return ``intp[min(count, E)]``, without repetition."""
@@ -41,6 +46,11 @@ class WeightedRandomPicker:
     def __post_init__(self) -> None:
         whole_number("count", self.count, low=1)
 
+    @property
+    def reads(self) -> tuple[Reads, ...]:
+        """Which columns? None."""
+        return ()
+
     def pick(self, totals: FloatArray, endpoints: Endpoints, cycle: CycleState) -> IndexArray:
         """Return ``intp[min(count, E)]``, without repetition."""
         draws = 1.0 - cycle.rng.random(len(totals))  # above 0: a draw of exactly 1 has a key of -inf, and is first
@@ -63,6 +73,11 @@ class RoundRobinPicker:
 
     def __post_init__(self) -> None:
         whole_number("count", self.count, low=1)
+
+    @property
+    def reads(self) -> tuple[Reads, ...]:
+        """Which columns? None."""
+        return ()
 
     def pick(self, totals: FloatArray, endpoints: Endpoints, cycle: CycleState) -> IndexArray:
         """Return ``intp[min(count, E)]``."""

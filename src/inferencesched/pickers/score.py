@@ -8,7 +8,7 @@ from inferencesched._kernels import scoring
 from inferencesched._typing import FloatArray, IndexArray
 from inferencesched.endpoints import LAST_PICKED, Endpoints
 from inferencesched.errors import whole_number
-from inferencesched.framework import CycleState
+from inferencesched.framework import CycleState, Reads
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +23,11 @@ class MaxScorePicker:
 
     def __post_init__(self) -> None:
         whole_number("count", self.count, low=1)
+
+    @property
+    def reads(self) -> tuple[Reads, ...]:
+        """Which columns? When an endpoint was picked last decides between equal totals."""
+        return (Reads(LAST_PICKED, "lower"),)
 
     def pick(self, totals: FloatArray, endpoints: Endpoints, cycle: CycleState) -> IndexArray:
         """Return ``intp[min(count, E)]``."""
@@ -43,6 +48,11 @@ class PowerOfTwoPicker:
     Two distinct candidates, uniformly; a tie goes to the less recently picked, then to the first drawn.
     Source: Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing" (2001).
     """
+
+    @property
+    def reads(self) -> tuple[Reads, ...]:
+        """Which columns? When an endpoint was picked last decides between equal totals."""
+        return (Reads(LAST_PICKED, "lower"),)
 
     def pick(self, totals: FloatArray, endpoints: Endpoints, cycle: CycleState) -> IndexArray:
         """Return ``intp[2]``, the better of the two first; ``intp[1]`` where there is one candidate."""

@@ -5,6 +5,7 @@ endpoint counts as idle instead.
 """
 
 from dataclasses import dataclass
+from math import inf
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from inferencesched.endpoints import (
     Endpoints,
 )
 from inferencesched.errors import InvalidInputError
-from inferencesched.framework import CycleState
+from inferencesched.framework import CycleState, Reads
 from inferencesched.normalize import inverse, inverse_minmax, known
 from inferencesched.request import InferenceRequest
 
@@ -30,6 +31,11 @@ class QueueScorer:
 
     ``(max - q) / (max - min)``, 1 where all are equal. Reads ``WAITING_QUEUE_SIZE`` (scraped); lower is better.
     """
+
+    @property
+    def reads(self) -> tuple[Reads, ...]:
+        """Which columns?"""
+        return (Reads(WAITING_QUEUE_SIZE, "lower"),)
 
     def score(self, request: InferenceRequest, endpoints: Endpoints, cycle: CycleState) -> FloatArray:
         """Return ``float64[E]``."""
@@ -43,6 +49,11 @@ class RunningRequestsScorer:
     As `QueueScorer`, on ``RUNNING_REQUESTS`` (scraped); lower is better.
     """
 
+    @property
+    def reads(self) -> tuple[Reads, ...]:
+        """Which columns?"""
+        return (Reads(RUNNING_REQUESTS, "lower"),)
+
     def score(self, request: InferenceRequest, endpoints: Endpoints, cycle: CycleState) -> FloatArray:
         """Return ``float64[E]``."""
         return known(inverse_minmax(endpoints[RUNNING_REQUESTS]))
@@ -55,9 +66,38 @@ class KvCacheUtilizationScorer:
     ``1 - usage``. Reads ``KV_CACHE_USAGE`` (scraped, a fraction); lower is better.
     """
 
+    @property
+    def reads(self) -> tuple[Reads, ...]:
+        """Which columns?"""
+        return (Reads(KV_CACHE_USAGE, "lower"),)
+
     def score(self, request: InferenceRequest, endpoints: Endpoints, cycle: CycleState) -> FloatArray:
         """Return ``float64[E]``."""
         return known(inverse(endpoints[KV_CACHE_USAGE]))
+
+
+@dataclass(frozen=True, slots=True)
+class LoadAwareScorer:
+    """How far is the waiting queue from full?
+
+    0.5 with an empty queue, else ``0.5 * (1 - min(q, threshold) / threshold)``: never above 0.5, whoever the other
+    candidates are. Reads ``WAITING_QUEUE_SIZE`` (scraped); lower is better. Source: llm-d router's ``load-aware-scorer``.
+    """
+
+    threshold: float = 128.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.threshold < inf:
+            raise InvalidInputError("threshold", self.threshold, "a finite number above 0")
+
+    @property
+    def reads(self) -> tuple[Reads, ...]:
+        """Which columns?"""
+        return (Reads(WAITING_QUEUE_SIZE, "lower"),)
+
+    def score(self, request: InferenceRequest, endpoints: Endpoints, cycle: CycleState) -> FloatArray:
+        """Return ``float64[E]`` in [0, 0.5]."""
+        return known(0.5 * inverse(endpoints[WAITING_QUEUE_SIZE], self.threshold))
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +114,11 @@ class TokenLoadScorer:
     def __post_init__(self) -> None:
         if not self.queue_threshold_tokens > 0:
             raise InvalidInputError("queue_threshold_tokens", self.queue_threshold_tokens, "a number above 0")
+
+    @property
+    def reads(self) -> tuple[Reads, ...]:
+        """Which columns?"""
+        return (Reads(INFLIGHT_TOKENS, "lower"), Reads(PREFIX_TOKENS, "higher", required=False))
 
     def score(self, request: InferenceRequest, endpoints: Endpoints, cycle: CycleState) -> FloatArray:
         """Return ``float64[E]``."""
@@ -97,6 +142,11 @@ class ActiveRequestScorer:
             raise InvalidInputError("idle_threshold", self.idle_threshold, "a number of at least 0")
         if not 0 <= self.max_busy_score <= 1:
             raise InvalidInputError("max_busy_score", self.max_busy_score, "0 to 1")
+
+    @property
+    def reads(self) -> tuple[Reads, ...]:
+        """Which columns?"""
+        return (Reads(INFLIGHT_REQUESTS, "lower"),)
 
     def score(self, request: InferenceRequest, endpoints: Endpoints, cycle: CycleState) -> FloatArray:
         """Return ``float64[E]``."""
