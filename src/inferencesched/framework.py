@@ -69,6 +69,15 @@ class Filter(Protocol):
         ...
 
 
+@runtime_checkable
+class Explains(Protocol):
+    """Why did a filter drop an endpoint? Optional, beside `Filter`; asked by `explain` only, and about dropped ones only."""
+
+    def why_dropped(self, request: InferenceRequest, endpoints: Endpoints, cycle: CycleState, position: int) -> str:
+        """Return a few words on one endpoint of the snapshot that `Filter.filter` saw."""
+        ...
+
+
 class Scorer(Protocol):
     """How good is each candidate for this request?"""
 
