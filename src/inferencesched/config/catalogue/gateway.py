@@ -1,0 +1,67 @@
+"""What a gateway runs and this library only reads, checks and writes, by the names of llm-d's router (snapshot of August 2026).
+
+Sources, extractors, parsers, discovery, and the policies of flow control. Their parameters are kept as they are.
+"""
+
+from typing import Final
+
+from inferencesched.config.spec import Kind, Opaque, PluginSpec, Stability, Workshop
+
+
+class Held:
+    """What stands for a plug-in that the gateway runs? Its parameters, untouched."""
+
+    __slots__ = ("parameters",)
+
+    def __init__(self, parameters: Opaque) -> None:
+        self.parameters = parameters
+
+    def __repr__(self) -> str:
+        return f"Held({self.parameters.values})"
+
+
+def held(name: str, *kinds: Kind, stability: Stability = "beta", instead: str = "") -> PluginSpec:
+    """Return the entry of a type that is kept as data.
+
+    >>> held("my-parser", "parser").kinds
+    ('inert', 'parser')
+    """
+    return PluginSpec(name, ("inert", *kinds), Opaque, _hold, stability=stability, instead=instead)
+
+
+def _hold(parameters: Opaque, workshop: Workshop) -> Held:
+    return Held(parameters)
+
+
+SPECS: Final = (
+    held("metrics-data-source", "source"),
+    held("models-data-source", "source"),
+    held("dcgm-data-source", "source", stability="alpha"),
+    held("k8s-notification-source", "source"),
+    held("endpoint-notification-source", "source"),
+    held("multicluster-metrics-data-source", "source", stability="alpha"),
+    held("core-metrics-extractor", "extractor"),
+    held("models-data-extractor", "extractor"),
+    held("topology-extractor", "extractor", stability="alpha"),
+    held("dcgm-extractor", "extractor", stability="alpha"),
+    held("multicluster-metrics-extractor", "extractor", stability="alpha"),
+    held("openai-parser", "parser"),
+    held("anthropic-parser", "parser"),
+    held("vllmhttp-parser", "parser"),
+    held("vllmgrpc-parser", "parser"),
+    held("sglanghttp-parser", "parser"),
+    held("vertexai-parser", "parser"),
+    held("passthrough-parser", "parser"),
+    held("file-discovery", "discovery"),
+    held("utilization-detector", "saturation-detector"),
+    held("concurrency-detector", "saturation-detector"),
+    held("global-strict-fairness-policy", "fairness-policy"),
+    held("round-robin-fairness-policy", "fairness-policy"),
+    held("program-aware-fairness", "fairness-policy"),
+    held("fcfs-ordering-policy", "ordering-policy"),
+    held("edf-ordering-policy", "ordering-policy"),
+    held("slo-deadline-ordering-policy", "ordering-policy"),
+    held("static-usage-limit-policy", "usage-limit-policy"),
+    held("priority-holdback-policy", "usage-limit-policy", stability="alpha"),
+    held("soft-reflective-ceiling-policy", "usage-limit-policy", stability="alpha"),
+)
