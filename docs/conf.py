@@ -50,6 +50,7 @@ ROOMS = {
     "How an endpoint is chosen": (
         "framework",
         "normalize",
+        "placement",
         "filters",
         "scorers",
         "pickers",

@@ -7,6 +7,7 @@ from inferencesched.explain import explain
 from inferencesched.framework import SchedulingProfile, WeightedScorer
 from inferencesched.normalize import minmax
 from inferencesched.pickers import MaxScorePicker
+from inferencesched.placement import preference
 from inferencesched.pool import InferencePool
 from inferencesched.prefix.events import KVEventApplier
 from inferencesched.prefix.hashing import SEED, block_hashes
@@ -46,6 +47,7 @@ def warmup() -> None:
     _walk_index()
     _walk_events()
     minmax(pool.snapshot()[WAITING_QUEUE_SIZE])
+    preference(0, pool.snapshot())
 
 
 def _walk_index() -> None:

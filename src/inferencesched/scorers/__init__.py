@@ -1,6 +1,7 @@
 """How good is an endpoint for a request? One file a family."""
 
 from inferencesched.scorers.affinity import LoraAffinityScorer, PrefixCacheScorer
+from inferencesched.scorers.hashing import BoundedLoadScorer, RendezvousScorer
 from inferencesched.scorers.latency import LatencyScorer
 from inferencesched.scorers.load import (
     ActiveRequestScorer,
@@ -14,6 +15,7 @@ from inferencesched.scorers.lora import LoraResidencyScorer
 
 __all__ = [
     "ActiveRequestScorer",
+    "BoundedLoadScorer",
     "KvCacheUtilizationScorer",
     "LatencyScorer",
     "LoadAwareScorer",
@@ -21,6 +23,7 @@ __all__ = [
     "LoraResidencyScorer",
     "PrefixCacheScorer",
     "QueueScorer",
+    "RendezvousScorer",
     "RunningRequestsScorer",
     "TokenLoadScorer",
 ]
