@@ -25,7 +25,6 @@ from inferencesched.endpoints import (
     RUNNING_REQUESTS,
     STANDARD_SIGNALS,
     WAITING_QUEUE_SIZE,
-    Adapters,
     Endpoints,
     Signal,
 )
@@ -54,7 +53,13 @@ from inferencesched.errors import (
     UnknownProfileError,
 )
 from inferencesched.explain import Explanation, explain
-from inferencesched.filters import PrefixCacheAffinityFilter, SloHeadroomTierFilter, UtilizationFilter
+from inferencesched.filters import (
+    BoundedLoadFilter,
+    PrefixCacheAffinityFilter,
+    RendezvousFilter,
+    SloHeadroomTierFilter,
+    UtilizationFilter,
+)
 from inferencesched.framework import (
     Assigner,
     CycleState,
@@ -77,6 +82,7 @@ from inferencesched.framework import (
     WeightedScorer,
 )
 from inferencesched.handlers import SingleProfileHandler
+from inferencesched.members import Adapters
 from inferencesched.normalize import inverse, inverse_minmax, known, minmax, ratio
 from inferencesched.pickers import (
     MaxScorePicker,
@@ -85,6 +91,7 @@ from inferencesched.pickers import (
     RoundRobinPicker,
     WeightedRandomPicker,
 )
+from inferencesched.placement import RequestKey
 from inferencesched.pool import InferencePool
 from inferencesched.prefix import (
     AllBlocksCleared,
@@ -127,6 +134,7 @@ from inferencesched.reservation import Ledger, Reservation, Settlement
 from inferencesched.scheduler import Scheduler, default_profile
 from inferencesched.scorers import (
     ActiveRequestScorer,
+    BoundedLoadScorer,
     KvCacheUtilizationScorer,
     LatencyScorer,
     LoadAwareScorer,
@@ -134,6 +142,7 @@ from inferencesched.scorers import (
     LoraResidencyScorer,
     PrefixCacheScorer,
     QueueScorer,
+    RendezvousScorer,
     RunningRequestsScorer,
     TokenLoadScorer,
 )
@@ -170,10 +179,13 @@ __all__ = [
     "Assigner",
     "BlockRemoved",
     "BlockStored",
+    "BoundedLoadFilter",
+    "BoundedLoadScorer",
     "CacheCreated",
     "ConfigError",
     "CycleState",
     "DataProducer",
+    "DecisionListener",
     "DependencyError",
     "DuplicateEndpointError",
     "EndpointGoneError",
@@ -224,7 +236,10 @@ __all__ = [
     "RandomPicker",
     "Reader",
     "Reads",
+    "RendezvousFilter",
+    "RendezvousScorer",
     "ReplayRequest",
+    "RequestKey",
     "RequestRefusedError",
     "Reservation",
     "ReservationError",

@@ -24,11 +24,8 @@ from inferencesched.endpoints import (
     LORA_WAITING,
     OBSERVED_AT,
     STANDARD_SIGNALS,
-    Adapters,
     Endpoints,
     Layout,
-    Membership,
-    Residency,
     Signal,
 )
 from inferencesched.errors import (
@@ -39,6 +36,7 @@ from inferencesched.errors import (
     finite_time,
     whole_number,
 )
+from inferencesched.members import Adapters, Membership, Residency
 from inferencesched.request import Usage
 from inferencesched.reservation import Ledger, Reservation, Settlement
 

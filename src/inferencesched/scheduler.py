@@ -6,16 +6,17 @@ endpoint that looked idle to all of it. The stages: exclusion, staleness, produc
 scorers, picker.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from sys import float_info
 from types import MappingProxyType
 from typing import Any, Final, final
 
 import numpy as np
 
-from inferencesched._fusion import PREFIX_TOKENS_ROW, Program
-from inferencesched.endpoints import STANDARD_SIGNALS, Endpoints
+from inferencesched._dependencies import in_order, plugins_of
+from inferencesched._fusion import PICKED_ROW, PREFIX_TOKENS_ROW, Program, decider
+from inferencesched.endpoints import Endpoints
 from inferencesched.errors import (
-    DependencyError,
     FilteredOutError,
     FilterError,
     InvalidInputError,
@@ -36,7 +37,6 @@ from inferencesched.framework import (
     Picker,
     ProfileHandler,
     ProfileResult,
-    Reader,
     SchedulingProfile,
     SchedulingResult,
     StagedHandler,
@@ -52,6 +52,10 @@ from inferencesched.scorers import KvCacheUtilizationScorer, PrefixCacheScorer, 
 from inferencesched.staleness import StalePolicy
 
 DEFAULT_PROFILE: Final = "default"
+
+#: What `Target(...)` does, without what Python spends on matching arguments to names: twice as fast.
+_record: Final[Any] = tuple.__new__
+_NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 def default_profile() -> SchedulingProfile:
@@ -76,14 +80,18 @@ def kept_by(plugin: Filter, request: InferenceRequest, endpoints: Endpoints, cyc
 
 
 class ProfileRunner:
-    """How does one profile decide? Filters, then the fused scores, then the picker."""
+    """How does one profile decide? Filters, then the fused scores, then the picker.
 
-    __slots__ = ("_max_score", "profile", "program")
+    ``compiled`` says that all of it is one call of one kernel.
+    """
+
+    __slots__ = ("_max_score", "compiled", "profile", "program")
 
     def __init__(self, profile: SchedulingProfile) -> None:
         self.profile = profile
         self.program = Program(profile.scorers)
         self._max_score = type(profile.picker) is MaxScorePicker and profile.picker.count == 1
+        self.compiled = self._max_score and not profile.filters and self.program.fused
 
     def run(self, request: InferenceRequest, endpoints: Endpoints, cycle: CycleState) -> ProfileResult | None:
         """Return the targets, best first; None where the filters kept nobody."""
@@ -92,8 +100,11 @@ class ProfileRunner:
             if not len(endpoints):
                 return None
         if self._max_score:
-            position, total = self.program.best(request, endpoints, cycle)
-            return ProfileResult((target_at(request, endpoints, position, total),))
+            program = self.program
+            best, ties, total, tokens = program.decide(request, endpoints, cycle, 0)
+            if ties > 1:
+                best, _, total, tokens = program.decide(request, endpoints, cycle, int(cycle.rng.random() * ties))
+            return ProfileResult((_target(endpoints, best, total, tokens),))
         totals = self.program.totals(request, endpoints, cycle)
         picks = self.profile.picker.pick(totals, endpoints, cycle)
         check_picks(self.profile.picker, picks, len(endpoints))
@@ -167,6 +178,12 @@ class Scheduler:
         self._runners = {name: ProfileRunner(profile) for name, profile in named.items()}
         alone = len(named) == 1 and type(self.handler) is SingleProfileHandler
         self._alone: tuple[str, ProfileRunner] | None = next(iter(self._runners.items())) if alone else None
+        trusting = self.stale.assume == "trust"
+        self._patience = float_info.max if trusting else self.stale.after
+        self._leaving_out_unseen = trusting or self.stale.assume == "worst"
+        self._compiled: tuple[str, Program, Callable[..., tuple[int, int, float, int]]] | None = None
+        if self._alone is not None and not self.producers and self._alone[1].compiled:
+            self._compiled = (self._alone[0], self._alone[1].program, decider())
 
     def schedule(
         self,
@@ -181,7 +198,30 @@ class Scheduler:
 
         `exclude` names endpoints not to try (again). Errors: `RequestRefusedError`, `PluginError`.
         """
-        endpoints = self.candidates(request, endpoints, now, exclude)
+        if exclude or not endpoints.seen_since(now - self._patience, self._leaving_out_unseen):
+            endpoints = self.candidates(request, endpoints, now, exclude)
+        compiled = self._compiled
+        if compiled is not None:
+            # what `ProfileRunner.run` does, for a profile of which every part is in the kernel
+            name, program, decide = compiled
+            tokens = request.input_tokens
+            if tokens is None:
+                tokens = request.prompt_tokens or 0
+            masks = endpoints.residency(request.adapter or request.model) if program.loras else program.NO_MASKS
+            matrix, extra, code = endpoints.matrix, program.NO_EXTRA, program.code
+            best, ties, total, owed = decide(matrix, extra, masks, code, tokens, PICKED_ROW, PREFIX_TOKENS_ROW, 0)
+            if ties != 1:
+                if not ties:
+                    raise NoEndpointsError(f"no endpoint for request {request.request_id!r}: the pool is empty")
+                nth = int(rng.random() * ties)
+                best, _, total, owed = decide(matrix, extra, masks, code, tokens, PICKED_ROW, PREFIX_TOKENS_ROW, nth)
+            at = best if endpoints.positions is None else endpoints.positions[best]
+            endpoint, (slot, generation), address = endpoints.members.identities[at]
+            target = _record(Target, (endpoint, slot, generation, total, owed, address))
+            profiles = {name: _record(ProfileResult, ((target,),))}
+            return _record(SchedulingResult, (request, name, profiles, endpoints.version, (), _NO_HEADERS))  # type: ignore[no-any-return]
+        if not len(endpoints):
+            raise NoEndpointsError(f"no endpoint for request {request.request_id!r}: the pool is empty")
         cycle = CycleState(now, rng, endpoints.sequence)
         endpoints, receipts = self.produce(request, endpoints, cycle)
         if self._alone is not None:
@@ -413,56 +453,12 @@ def target_at(request: InferenceRequest, endpoints: Endpoints, position: int, sc
         matched = endpoints.matrix.item(PREFIX_TOKENS_ROW, position)
         if matched == matched:  # unknown is NaN: then all of it must be computed
             tokens = max(0, tokens - int(matched))
-    slot, generation = endpoints.stay(position)
-    return Target(endpoints.name(position), slot, generation, score, tokens, endpoints.address(position))
+    return _target(endpoints, position, score, tokens)
 
 
-def plugins_of(profile: SchedulingProfile) -> tuple[object, ...]:
-    """Return all that a profile is made of."""
-    return (*profile.filters, *(weighted.scorer for weighted in profile.scorers), profile.picker)
-
-
-def in_order(producers: Iterable[DataProducer[Any]], readers: Iterable[object]) -> tuple[DataProducer[Any], ...]:
-    """Return the producers, each behind those whose columns it reads, else as given.
-
-    Errors: `DependencyError` where two fill the same column, where producers wait for each other, or where a plug-in
-    requires a column made for one decision (``cycle``) that no producer fills; the standard ones may stay unknown.
-    """
-    given = tuple(producers)
-    fills: dict[str, DataProducer[Any]] = {}
-    for producer in given:
-        for signal in producer.produces:
-            if signal.name in fills:
-                raise DependencyError(
-                    "producers", signal.name, f"one producer of it: {fills[signal.name]!r} is another"
-                )
-            fills[signal.name] = producer
-    standard = {signal.name for signal in STANDARD_SIGNALS}
-    for reader in (*given, *readers):
-        for signal, _, required in reader.reads if isinstance(reader, Reader) else ():
-            missing = signal.name not in fills and signal.name not in standard
-            if missing and required and signal.freshness == "cycle":
-                raise DependencyError(
-                    "producers", list(fills), f"one that fills {signal.name!r}, which {reader!r} reads"
-                )
-    after = {
-        id(producer): [
-            id(fills[read.signal.name])
-            for read in (producer.reads if isinstance(producer, Reader) else ())
-            if read.signal.name in fills
-        ]
-        for producer in given
-    }
-    ordered: list[DataProducer[Any]] = []
-    waiting = list(given)
-    while waiting:
-        left = {id(each) for each in waiting}
-        ready = next((each for each in waiting if not left & set(after[id(each)])), None)
-        if ready is None:
-            raise DependencyError("producers", [repr(each) for each in waiting], "none that wait for each other")
-        ordered.append(ready)
-        waiting = [each for each in waiting if each is not ready]
-    return tuple(ordered)
+def _target(endpoints: Endpoints, position: int, score: float, tokens: int) -> Target:
+    name, (slot, generation), address = endpoints.identity(position)
+    return _record(Target, (name, slot, generation, score, tokens, address))  # type: ignore[no-any-return]
 
 
 def _hears(listener: OutcomeListener[Any], receipt: object, reservation: Reservation) -> Callable[[Settlement], None]:

@@ -1,19 +1,12 @@
-"""Normalisation, the fused profile and the argmax, compiled.
+"""Normalisation and the argmax, compiled.
 
-Unknown is NaN: every normaliser answers NaN where its input is NaN and leaves it out of minima and maxima;
-the fused kernels count an unknown score as 0, the worst, exactly as the scorers do.
-
-A *program* is float64[K, 6], a row a scorer: (op, row, second row, weight, first parameter, second parameter). One
-array rather than two: every array that is handed to a kernel costs the call some 0.1 us.
+Unknown is NaN: every normaliser answers NaN where its input is NaN and leaves it out of minima and maxima.
 """
 
 import numpy as np
 
 from inferencesched._kernels._compile import kernel
 from inferencesched._typing import FloatArray
-
-#: What an op of a program computes; the twin of each is the scorer named.
-EXTRA, INVERSE_MINMAX, COMPLEMENT, PREFIX, TOKEN_LOAD, ACTIVE = range(6)
 
 
 @kernel
@@ -119,71 +112,3 @@ def nth_tied(totals: FloatArray, picked: FloatArray, best: int, nth: int) -> int
                 return i
             nth -= 1
     return best
-
-
-@kernel
-def weighed(matrix: FloatArray, extra: FloatArray, program: FloatArray, tokens: float) -> FloatArray:
-    """Score, weigh and sum in one pass a scorer.
-
-    matrix float64[S, E]; extra float64[K, E] scores of plug-ins that are not ours; program float64[K, 6]; tokens is
-    the prompt's length, 0 if unknown. Returns totals float64[E], each summed in the order of the scorers, as the
-    plain path does, so that both agree to the last bit.
-    """
-    count = matrix.shape[1]
-    totals = np.zeros(count)
-    for k in range(program.shape[0]):
-        op, row, second = int(program[k, 0]), int(program[k, 1]), int(program[k, 2])
-        weight, first, other = program[k, 3], program[k, 4], program[k, 5]
-        if op == EXTRA:
-            for i in range(count):
-                totals[i] += weight * extra[row, i]
-        elif op == INVERSE_MINMAX:
-            low, high = span(matrix[row])
-            for i in range(count):
-                x = matrix[row, i]
-                score = 0.0
-                if x == x:
-                    score = (high - x) / (high - low) if high > low else 1.0
-                totals[i] += weight * score
-        elif op == COMPLEMENT:
-            for i in range(count):
-                x = matrix[row, i]
-                totals[i] += weight * (1.0 - x if x == x else 0.0)
-        elif op == PREFIX:  # first = length weight, other = length scale
-            for i in range(count):
-                x = matrix[row, i]
-                score = x if x == x else 0.0
-                if first > 0.0:
-                    matched = matrix[second, i]
-                    reach = min(1.0, matched / other) if matched == matched else 0.0
-                    score = first * (reach * reach) + (1.0 - first) * score
-                totals[i] += weight * score
-        elif op == TOKEN_LOAD:  # first = threshold
-            for i in range(count):
-                x = matrix[row, i]
-                matched = matrix[second, i]
-                load = x + max(0.0, tokens - (matched if matched == matched else 0.0))
-                totals[i] += weight * (1.0 - min(load, first) / first if x == x else 0.0)
-        else:  # ACTIVE: first = idle threshold, other = best score of a busy endpoint
-            most = max(1.0, span(matrix[row])[1])
-            for i in range(count):
-                x = matrix[row, i]
-                busy = (most - x) / most * other if x == x else 0.0
-                totals[i] += weight * (1.0 if x <= first else busy)
-    return totals
-
-
-@kernel
-def decide(
-    matrix: FloatArray, extra: FloatArray, program: FloatArray, tokens: float, picked_row: int, nth: int
-) -> tuple[int, int, float]:
-    """Weigh, and find the best: what `weighed`, `best_of` and `nth_tied` say, with no array to hand back.
-
-    Returns the position, how many are tied for it, and its total. Where several are tied it is the nth of them
-    (from 0): the caller asks with 0, and once more with its draw.
-    """
-    totals = weighed(matrix, extra, program, tokens)
-    best, ties = best_of(totals, matrix[picked_row])
-    if nth > 0:
-        best = nth_tied(totals, matrix[picked_row], best, nth)
-    return best, ties, totals[best]

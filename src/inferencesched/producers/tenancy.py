@@ -9,7 +9,8 @@ from typing import final
 import numpy as np
 
 from inferencesched._typing import BoolArray, IndexArray, IntArray
-from inferencesched.endpoints import Endpoints, Membership
+from inferencesched.endpoints import Endpoints
+from inferencesched.members import Membership
 
 
 @final
