@@ -33,26 +33,13 @@ HEALTH: Final = Signal("health", "fraction", freshness="cycle", high=1.0)
 MULTICLUSTER_QUEUE_SIZE: Final = Signal("multicluster_queue_size", "requests")
 MULTICLUSTER_KV_CACHE_USAGE: Final = Signal("multicluster_kv_cache_usage", "fraction", high=1.0)
 
-#: The producers that llm-d means where a configuration names none: what they fill are the signals themselves.
-DEFAULT_PRODUCERS: Final = frozenset(
-    (
-        "approx-prefix-cache-producer",
-        "inflight-load-producer",
-        "mm-embeddings-cache-producer",
-        "predicted-latency-producer",
-        "session-id-producer",
-    )
-)
-
 
 def of_producer(signal: Signal, producer: str) -> Signal:
     """Return the column that one of several producers of a signal fills; the signal itself without a name.
 
-    The name of a type of producer that is meant where none is named (`DEFAULT_PRODUCERS`) is as good as none.
-
-    >>> of_producer(ENCODER_MATCH, "mm-2"), of_producer(ENCODER_MATCH, "mm-embeddings-cache-producer")
-    (Signal('encoder_match@mm-2'), Signal('encoder_match'))
+    >>> of_producer(ENCODER_MATCH, "mm-2")
+    Signal('encoder_match@mm-2')
     """
-    if not producer or producer in DEFAULT_PRODUCERS:
+    if not producer:
         return signal
     return Signal(f"{signal.name}@{producer}", signal.unit, signal.default, signal.freshness, signal.low, signal.high)
