@@ -1,0 +1,202 @@
+"""In which order are plug-ins made, and what if one refuses its parameters?
+
+Names first: every type is registered, every reference leads somewhere, none leads back. Then each is made, behind those that it
+names. Whatever is refused comes out as one `ConfigError` with the path of the parameter.
+"""
+
+import re
+from collections.abc import Mapping
+from graphlib import CycleError, TopologicalSorter
+from typing import Any, Final, Protocol
+
+import msgspec
+
+from inferencesched.config.decode import at_references, below, decode, found, info_of, one_of, references
+from inferencesched.config.document import Remark
+from inferencesched.config.registry import Registry
+from inferencesched.config.spec import Kind, Opaque, PluginSpec
+from inferencesched.errors import ConfigError, InvalidInputError
+
+
+class Kept(Protocol):
+    """Which plug-ins of a running scheduler are kept?"""
+
+    def instead_of(self, spec: PluginSpec, name: str, made: object) -> object:
+        """Return the one to use: `made`, or the running one that was set up in the same way."""
+        ...
+
+
+class Instance:
+    """What is known of one plug-in of a configuration? ``plugin`` is there once it has been made."""
+
+    __slots__ = ("made", "name", "parameters", "path", "plugin", "spec")
+
+    def __init__(self, name: str, spec: PluginSpec, parameters: msgspec.Struct, path: str) -> None:
+        self.name: Final = name
+        self.spec: Final = spec
+        self.parameters: Final = parameters
+        self.path: Final = path
+        self.plugin: Any = None
+        self.made = False
+
+    def is_a(self, *kinds: Kind) -> bool:
+        """Is it of one of these kinds?"""
+        return any(kind in self.spec.kinds for kind in kinds)
+
+    def __repr__(self) -> str:
+        return f"Instance({self.name!r}, {self.spec.name!r})"
+
+
+class Workbench:
+    """Which plug-ins does a configuration have, by name, and what was remarked while they were made?
+
+    ``registry`` says which types there are. Types that llm-d calls alpha are refused without `allow_experimental`.
+    """
+
+    def __init__(self, registry: Registry, *, allow_experimental: bool, kept: Kept | None = None) -> None:
+        self.registry: Final = registry
+        self.instances: dict[str, Instance] = {}
+        self.remarks: list[Remark] = []
+        self._experimental = allow_experimental
+        self._kept = kept
+        self._making: list[str] = []
+
+    def add(self, name: str, kind: str, raw: Mapping[str, Any] | None, path: str) -> Instance:
+        """Note a plug-in: `raw` are its parameters, `path` its place.
+
+        Errors: `ConfigError` for a name that is taken, a type that nobody knows, an alpha type that is not allowed, and for
+        parameters that the type does not have. A parameter that names another plug-in may hold that plug-in itself, a mapping
+        with a ``type``: it is noted under a name made of its path.
+        """
+        if name in self.instances:
+            allowed = f"a name of its own: the plug-in at {self.instances[name].path} has it"
+            raise ConfigError(f"{path}.name", name, allowed)
+        spec = self.registry.find(kind, f"{path}.type")
+        if spec.stability == "alpha" and not self._experimental:
+            allowed = "a type that is not alpha, or allow_experimental=True"
+            raise ConfigError(f"{path}.type", kind, allowed)
+        if spec.stability == "deprecated":
+            words = f"is deprecated, use {spec.instead}" if spec.instead else "is deprecated"
+            self.remarks.append(Remark("deprecated", f"{path}.type", kind, words, spec.instead))
+        if "inert" in spec.kinds:
+            self.remarks.append(Remark("gateway", path, name, "is kept as data; the gateway acts on it"))
+        parameters = f"{path}.parameters"
+        given: Any = {} if raw is None else raw
+        if not issubclass(spec.parameters, Opaque) and isinstance(given, Mapping):
+            given = at_references(info_of(spec.parameters), given, parameters, self._in_place)
+        instance = Instance(name, spec, decode(spec.parameters, given, parameters), path)
+        self.instances[name] = instance
+        return instance
+
+    def _in_place(self, said: Any, path: str) -> Any:
+        """Return the name of what a parameter refers to; a plug-in that stands there itself is noted first."""
+        if not isinstance(said, Mapping) or "type" not in said:
+            return said
+        for key in said:
+            if key not in ("name", "type", "parameters"):
+                raise ConfigError(below(path, key), found(said[key]), "no such key; there are name, type, parameters")
+        name, kind, raw = said.get("name", path), said["type"], said.get("parameters")
+        for key, value, wanted in (("name", name, str), ("type", kind, str)):
+            if not isinstance(value, wanted):
+                raise ConfigError(below(path, key), found(value), "text")
+        if raw is not None and not isinstance(raw, Mapping):
+            raise ConfigError(f"{path}.parameters", found(raw), "a mapping")
+        return self.add(name, kind, raw, path).name
+
+    def make(self) -> None:
+        """Make all that was noted and is not there yet, each behind those that it names."""
+        graph: dict[str, list[str]] = {}
+        for instance in self.instances.values():
+            graph[instance.name] = []
+            for reference in references(instance.parameters, f"{instance.path}.parameters"):
+                if reference.name not in self.instances:
+                    raise self._missing(reference.path, reference.name)
+                graph[instance.name].append(reference.name)
+        try:
+            order = list(TopologicalSorter(graph).static_order())
+        except CycleError as error:
+            circle = error.args[1]
+            raise self._circle(circle) from error
+        for name in order:
+            self._made(self.instances[name])
+
+    def plugin(self, name: str, path: str) -> Instance:
+        """Return the plug-in of that name; `ConfigError` where there is none."""
+        if name not in self.instances:
+            raise self._missing(path, name)
+        return self._made(self.instances[name])
+
+    def of_kind(self, *kinds: Kind) -> list[Instance]:
+        """Return the plug-ins of these kinds, in the order in which they were noted."""
+        return [instance for instance in self.instances.values() if instance.is_a(*kinds)]
+
+    def _made(self, instance: Instance) -> Instance:
+        if instance.made:
+            return instance
+        if instance.name in self._making:
+            raise self._circle([*self._making[self._making.index(instance.name) :], instance.name])
+        self._making.append(instance.name)
+        try:
+            plugin = instance.spec.build(instance.parameters, _Shop(self, instance))
+        except ConfigError:
+            raise
+        except InvalidInputError as error:
+            raise refused(instance, error) from error
+        finally:
+            self._making.pop()
+        if self._kept is not None and instance.is_a("producer"):
+            plugin = self._kept.instead_of(instance.spec, instance.name, plugin)
+        instance.plugin, instance.made = plugin, True
+        return instance
+
+    def _missing(self, path: str, name: str) -> ConfigError:
+        return ConfigError(path, name, one_of(name, self.instances, "a plug-in of this configuration, "))
+
+    def _circle(self, circle: list[str]) -> ConfigError:
+        place = f"{self.instances[circle[0]].path}.parameters"
+        return ConfigError(place, " -> ".join(circle), "plug-ins that do not need each other in a circle")
+
+
+class _Shop:
+    """What one plug-in sees of the workbench (a `Workshop`)."""
+
+    __slots__ = ("_bench", "_instance")
+
+    def __init__(self, bench: Workbench, instance: Instance) -> None:
+        self._bench = bench
+        self._instance = instance
+
+    @property
+    def name(self) -> str:
+        return self._instance.name
+
+    def plugin(self, name: str) -> object:
+        return self._bench.plugin(name, place_of(self._instance, name)).plugin
+
+
+def place_of(instance: Instance, value: object) -> str:
+    """Return the path of the one parameter that has this value, else that of the parameters."""
+    path = f"{instance.path}.parameters"
+    if isinstance(instance.parameters, Opaque):
+        return path
+    said = msgspec.structs.fields(type(instance.parameters))
+    names = [field.encode_name for field in said if getattr(instance.parameters, field.name) == value]
+    return below(path, names[0]) if len(names) == 1 else path
+
+
+def refused(instance: Instance, error: InvalidInputError) -> ConfigError:
+    """Return the error for parameters that the plug-in itself refuses, at the parameter's own place.
+
+    A plug-in speaks of its fields: ``queue_threshold_tokens`` is looked for as ``queueThresholdTokens``, else by its value.
+    """
+    path = f"{instance.path}.parameters"
+    if isinstance(instance.parameters, Opaque):
+        return ConfigError(path, found(error.value), f"{error.allowed} ({error.parameter})")
+    fields = {field.name: field.encode_name for field in msgspec.structs.fields(type(instance.parameters))}
+    by_name = {**fields, **{name: name for name in fields.values()}}
+    match = re.match(r"[A-Za-z][A-Za-z0-9_]*", error.parameter)
+    head = match.group() if match else ""
+    if head in by_name:
+        return ConfigError(f"{path}.{by_name[head]}{error.parameter[len(head) :]}", found(error.value), error.allowed)
+    place = place_of(instance, error.value)
+    return ConfigError(place, found(error.value), f"{error.allowed} ({error.parameter})")
