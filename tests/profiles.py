@@ -67,7 +67,9 @@ PICKERS = st.one_of(
     st.builds(isched.RandomPicker, st.integers(1, 3)),
     st.builds(isched.WeightedRandomPicker, st.integers(1, 3)),
     st.builds(isched.RoundRobinPicker, st.integers(1, 3)),
-    st.just(isched.PowerOfTwoPicker()),
+    st.builds(isched.PowerOfTwoPicker, st.integers(1, 4)),
+    st.builds(isched.EpsilonGreedyPicker, st.sampled_from([0.0, 0.3, 1.0]), st.integers(1, 3)),
+    st.builds(isched.SoftmaxPicker, st.sampled_from([0.0, 0.1, 2.0]), st.booleans(), st.integers(1, 3)),
 )
 
 

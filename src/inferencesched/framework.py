@@ -103,6 +103,18 @@ class Picker(Protocol):
         ...
 
 
+@runtime_checkable
+class StochasticPicker(Protocol):
+    """With which probability is each candidate the target? Optional, beside `Picker`: for pickers that draw.
+
+    What a log of decisions has to hold for a policy to be judged by another one's traffic (off-policy evaluation).
+    """
+
+    def propensities(self, totals: FloatArray, endpoints: Endpoints) -> FloatArray:
+        """Return ``float64[E]``, the probability that `pick` puts each candidate first; they sum to 1."""
+        ...
+
+
 class Produced(NamedTuple, Generic[R]):
     """What did a producer find out? Columns ``float64[E]`` for this cycle, and a receipt for `commit`."""
 

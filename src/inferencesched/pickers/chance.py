@@ -31,6 +31,10 @@ class RandomPicker:
         order: IndexArray = cycle.rng.permutation(len(totals))
         return order[: self.count]
 
+    def propensities(self, totals: FloatArray, endpoints: Endpoints) -> FloatArray:
+        """Return ``float64[E]``: one in E for each."""
+        return np.full(len(totals), 1.0 / len(totals))
+
 
 @dataclass(frozen=True, slots=True)
 class WeightedRandomPicker:
@@ -59,6 +63,16 @@ class WeightedRandomPicker:
             keys = np.log(-np.log(draws)) - np.log(np.where(positive, totals, 1.0))
         order: IndexArray = np.lexsort((keys, ~positive))
         return order[: self.count]
+
+    def propensities(self, totals: FloatArray, endpoints: Endpoints) -> FloatArray:
+        """Return ``float64[E]``: the share of the totals above 0; one in E for each where none is."""
+        shares: FloatArray = np.maximum(totals, 0.0)
+        most = shares.max()
+        if not most > 0.0:
+            return np.full(len(totals), 1.0 / len(totals))
+        shares = shares / most  # first: the sum of the greatest floats is no float
+        likely: FloatArray = shares / shares.sum()
+        return likely
 
 
 @dataclass(frozen=True, slots=True)
