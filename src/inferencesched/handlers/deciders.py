@@ -7,7 +7,7 @@ anything of it: ``cycle.candidates`` has every column, and `position_of` finds t
 
 from dataclasses import dataclass
 from math import nan
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from inferencesched.request import InferenceRequest
 from inferencesched.signals import of_producer
 
 
+@runtime_checkable
 class DisaggregationDecider(Protocol):
     """Shall this stage run on a server of its own?
 

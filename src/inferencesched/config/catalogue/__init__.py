@@ -2,11 +2,12 @@
 
 from typing import Final
 
-from inferencesched.config.catalogue import gateway, load
+from inferencesched.config.catalogue import gateway, handlers, load
 from inferencesched.config.spec import PluginSpec
 
 #: All of them, the families one behind the other.
 CATALOGUE: Final[tuple[PluginSpec, ...]] = (
     *load.SPECS,
+    *handlers.SPECS,
     *gateway.SPECS,
 )
