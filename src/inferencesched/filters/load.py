@@ -7,7 +7,7 @@ import numpy as np
 from inferencesched._typing import BoolArray
 from inferencesched.endpoints import Endpoints, Signal
 from inferencesched.errors import InvalidInputError
-from inferencesched.framework import CycleState
+from inferencesched.framework import CycleState, Reads
 from inferencesched.request import InferenceRequest
 
 
@@ -15,9 +15,9 @@ from inferencesched.request import InferenceRequest
 class UtilizationFilter:
     """Is the endpoint below every limit?
 
-    The reference's ``utilization-filter``: all conditions must be at or below their maximum. Unknown is not
-    below a limit, so an endpoint with an unknown value is dropped. With `fallback_on_empty`, all are kept when
-    none passes. Reads the signals of its limits.
+    All values must be at or below their maximum. Unknown is not below a limit, so an endpoint with an unknown value is
+    dropped. With `fallback_on_empty`, all are kept when none passes. Reads the signals of its limits, as stale as those
+    are; lower is better. Source: llm-d router's ``utilization-filter``, where unknown is 0.
 
     >>> from inferencesched.endpoints import WAITING_QUEUE_SIZE
     >>> UtilizationFilter(((WAITING_QUEUE_SIZE, 5.0),))
@@ -33,6 +33,11 @@ class UtilizationFilter:
         for signal, maximum in self.limits:
             if not signal.low <= maximum <= signal.high:
                 raise InvalidInputError(f"limits[{signal.name}]", maximum, f"{signal.low} to {signal.high}")
+
+    @property
+    def reads(self) -> tuple[Reads, ...]:
+        """Which columns, and which way is better?"""
+        return tuple(Reads(signal, "lower") for signal, _ in self.limits)
 
     def filter(self, request: InferenceRequest, endpoints: Endpoints, cycle: CycleState) -> BoolArray:
         """Return ``bool[E]``: known and at most the maximum, in every limit."""

@@ -10,7 +10,16 @@ from typing import Any, Final, Generic, TypeVar
 from inferencesched._typing import FloatArray
 from inferencesched.endpoints import Endpoints, Signal
 from inferencesched.errors import InvalidInputError
-from inferencesched.framework import CycleState, DataProducer, OutcomeListener, Produced, Reader, Reads
+from inferencesched.framework import (
+    CycleState,
+    DataProducer,
+    DecisionListener,
+    OutcomeListener,
+    Produced,
+    Reader,
+    Reads,
+    SchedulingResult,
+)
 from inferencesched.request import InferenceRequest
 from inferencesched.reservation import Settlement
 from inferencesched.signals import of_producer
@@ -80,6 +89,33 @@ class _Listening(NamedProducer[R]):
         listener.settled(receipt, settlement, slot)
 
 
+class _Deciding(NamedProducer[R]):
+    """What if the producer listens to decisions?"""
+
+    __slots__ = ()
+
+    def decided(self, receipt: Any, result: SchedulingResult, *, now: float) -> None:
+        """Tell the producer."""
+        listener = self.producer
+        assert isinstance(listener, DecisionListener)  # `named_producer` asked
+        listener.decided(receipt, result, now=now)
+
+
+class _Both(_Listening[R], _Deciding[R]):
+    """What if it listens to both?"""
+
+    __slots__ = ()
+
+
+#: By whether a producer hears how requests end, and whether it hears of decisions.
+_KINDS: Final[dict[tuple[bool, bool], type[NamedProducer[Any]]]] = {
+    (False, False): NamedProducer,
+    (True, False): _Listening,
+    (False, True): _Deciding,
+    (True, True): _Both,
+}
+
+
 def named_producer(
     producer: DataProducer[R],
     name: str,
@@ -98,6 +134,6 @@ def named_producer(
     """
     if not name:
         raise InvalidInputError("name", name, "the name of a producer, not empty")
-    kind: type[NamedProducer[R]] = _Listening if isinstance(producer, OutcomeListener) else NamedProducer
+    kind: type[NamedProducer[R]] = _KINDS[isinstance(producer, OutcomeListener), isinstance(producer, DecisionListener)]
     fills = producer.produces
     return kind(producer, name, fills if plain is None else plain, fills if named is None else named)
