@@ -164,6 +164,23 @@ class PrecisePrefixProducer:
             self.speculative.insert(slot, receipt.hashes)
             self._recency.touch(slot, receipt.hashes, now)
 
+    def host_blocks(self, receipt: PrefixReceipt) -> IntArray:
+        """How many of the prompt's first blocks has each candidate in its host's memory, without a gap? ``int64[E]``.
+
+        By the engines' word alone: that is what another server can read.
+        """
+        endpoints = receipt.endpoints
+        depths: IntArray = np.zeros(len(endpoints), dtype=np.int64)
+        if receipt.hashes is None:
+            return depths
+        with self._lock:
+            owned = self._stays.current(endpoints.slots, endpoints.generations)
+            for i in np.flatnonzero(owned & (receipt.matched > 0)).tolist():
+                slot = int(endpoints.slots[i])
+                if slot in self._mixed:
+                    depths[i] = self._applier.match_tiers(slot, receipt.hashes).get(Tier.HOST, 0)
+        return depths
+
     def health(self) -> IndexHealth:
         """Do requests find what the engines say they hold? Booked blocks do not count. See `IndexHealth`."""
         with self._lock:
