@@ -61,6 +61,7 @@ class Reader(Protocol):
         ...
 
 
+@runtime_checkable
 class Filter(Protocol):
     """Who may take this request?"""
 
@@ -95,6 +96,7 @@ class PartialScorer(Protocol):
         ...
 
 
+@runtime_checkable
 class Picker(Protocol):
     """Given the totals, who gets it?"""
 
@@ -184,11 +186,22 @@ class SchedulingProfile:
     """Which filters, then which weighted scorers, then which picker?
 
     Filters run in order, each on what the one before kept; scorers' weighted scores are summed in order.
+    Errors: `InvalidInputError` for a plug-in that has no business in its place.
     """
 
     picker: Picker
     scorers: tuple[WeightedScorer, ...] = field(default=())
     filters: tuple[Filter, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.picker, Picker):
+            raise InvalidInputError("picker", self.picker, "one picker")
+        for i, each in enumerate(self.scorers):
+            if not isinstance(each, WeightedScorer):
+                raise InvalidInputError(f"scorers[{i}]", each, "a WeightedScorer: a scorer without a weight has no say")
+        for i, plugin in enumerate(self.filters):
+            if not isinstance(plugin, Filter):
+                raise InvalidInputError(f"filters[{i}]", plugin, "a filter")
 
 
 class Target(NamedTuple):
