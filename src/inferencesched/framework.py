@@ -62,6 +62,7 @@ class Reader(Protocol):
 
 
 @runtime_checkable
+@runtime_checkable
 class Filter(Protocol):
     """Who may take this request?"""
 
