@@ -62,7 +62,6 @@ class Reader(Protocol):
 
 
 @runtime_checkable
-@runtime_checkable
 class Filter(Protocol):
     """Who may take this request?"""
 

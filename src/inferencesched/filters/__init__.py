@@ -1,13 +1,35 @@
 """Who may take a request? One file a family."""
 
+from inferencesched.filters.attributes import EndpointAttributeFilter
 from inferencesched.filters.hashing import BoundedLoadFilter, RendezvousFilter
+from inferencesched.filters.headers import HeaderEndpointFilter
+from inferencesched.filters.labels import (
+    DecodeFilter,
+    EncodeFilter,
+    LabelFilter,
+    LabelRequirement,
+    LabelSelectorFilter,
+    PrefillFilter,
+)
 from inferencesched.filters.latency import PrefixCacheAffinityFilter, SloHeadroomTierFilter
 from inferencesched.filters.load import UtilizationFilter
+from inferencesched.filters.session import SessionAffinityFilter
+from inferencesched.filters.topology import TopologyAffinityFilter
 
 __all__ = [
     "BoundedLoadFilter",
+    "DecodeFilter",
+    "EncodeFilter",
+    "EndpointAttributeFilter",
+    "HeaderEndpointFilter",
+    "LabelFilter",
+    "LabelRequirement",
+    "LabelSelectorFilter",
+    "PrefillFilter",
     "PrefixCacheAffinityFilter",
     "RendezvousFilter",
+    "SessionAffinityFilter",
     "SloHeadroomTierFilter",
+    "TopologyAffinityFilter",
     "UtilizationFilter",
 ]

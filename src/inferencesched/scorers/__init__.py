@@ -1,7 +1,10 @@
 """How good is an endpoint for a request? One file a family."""
 
 from inferencesched.scorers.affinity import LoraAffinityScorer, PrefixCacheScorer
+from inferencesched.scorers.attributes import EndpointAttributeScorer
+from inferencesched.scorers.context import ContextLengthAware
 from inferencesched.scorers.hashing import BoundedLoadScorer, RendezvousScorer
+from inferencesched.scorers.headers import HeaderLabelAffinityScorer
 from inferencesched.scorers.latency import LatencyScorer
 from inferencesched.scorers.load import (
     ActiveRequestScorer,
@@ -12,10 +15,15 @@ from inferencesched.scorers.load import (
     TokenLoadScorer,
 )
 from inferencesched.scorers.lora import LoraResidencyScorer
+from inferencesched.scorers.session import SessionAffinityScorer
+from inferencesched.scorers.topology import TopologyAffinityScorer
 
 __all__ = [
     "ActiveRequestScorer",
     "BoundedLoadScorer",
+    "ContextLengthAware",
+    "EndpointAttributeScorer",
+    "HeaderLabelAffinityScorer",
     "KvCacheUtilizationScorer",
     "LatencyScorer",
     "LoadAwareScorer",
@@ -25,5 +33,7 @@ __all__ = [
     "QueueScorer",
     "RendezvousScorer",
     "RunningRequestsScorer",
+    "SessionAffinityScorer",
     "TokenLoadScorer",
+    "TopologyAffinityScorer",
 ]
