@@ -159,6 +159,15 @@ from inferencesched.prefix import (
     tier_of,
 )
 from inferencesched.producers import SessionBindingProducer
+from inferencesched.producers.forecast import LatencyPredictor, Outcome, Prediction, StepTimePredictor, features_of
+from inferencesched.producers.inflight import (
+    InflightLoadProducer,
+    LoadEstimate,
+    estimated_output_tokens,
+    uncached_tokens,
+)
+from inferencesched.producers.latency import Objectives, PredictedLatencyProducer, headrooms, objectives_of
+from inferencesched.producers.regression import OnlineLatencyPredictor, QuantileTracker, RecursiveLeastSquares
 from inferencesched.request import InferenceRequest, MediaItem, Usage
 from inferencesched.reservation import Ledger, Reservation, Settlement
 from inferencesched.scheduler import Scheduler, default_profile
@@ -265,6 +274,7 @@ __all__ = [
     "InferencePool",
     "InferenceRequest",
     "InferenceSchedError",
+    "InflightLoadProducer",
     "InvalidInputError",
     "JointDisaggHandler",
     "KVEventApplier",
@@ -274,9 +284,11 @@ __all__ = [
     "LabelFilter",
     "LabelRequirement",
     "LabelSelectorFilter",
+    "LatencyPredictor",
     "LatencyScorer",
     "Ledger",
     "LoadAwareScorer",
+    "LoadEstimate",
     "LoraAffinityScorer",
     "LoraResidencyScorer",
     "MaxScorePicker",
@@ -284,6 +296,9 @@ __all__ = [
     "MultimodalDecider",
     "NoEndpointsError",
     "NumberedBatch",
+    "Objectives",
+    "OnlineLatencyPredictor",
+    "Outcome",
     "OutcomeListener",
     "PairScorer",
     "PartialScorer",
@@ -293,6 +308,8 @@ __all__ = [
     "PluginError",
     "PowerOfTwoPicker",
     "PrecisePrefixProducer",
+    "PredictedLatencyProducer",
+    "Prediction",
     "PrefillFilter",
     "PrefixBasedDecider",
     "PrefixCacheAffinityFilter",
@@ -302,10 +319,12 @@ __all__ = [
     "Produced",
     "ProfileHandler",
     "ProfileResult",
+    "QuantileTracker",
     "QueueScorer",
     "RandomPicker",
     "Reader",
     "Reads",
+    "RecursiveLeastSquares",
     "RendezvousFilter",
     "RendezvousScorer",
     "ReplayRequest",
@@ -334,6 +353,7 @@ __all__ = [
     "StageNames",
     "StagedHandler",
     "StalePolicy",
+    "StepTimePredictor",
     "StochasticPicker",
     "StreamStep",
     "Target",
@@ -363,12 +383,16 @@ __all__ = [
     "decode_trtllm_events",
     "default_profile",
     "endpoint_of_token",
+    "estimated_output_tokens",
     "explain",
+    "features_of",
     "hash_blocks",
+    "headrooms",
     "inverse",
     "inverse_minmax",
     "known",
     "minmax",
+    "objectives_of",
     "parse_topic",
     "ratio",
     "sent_headers",
@@ -377,5 +401,6 @@ __all__ = [
     "stage_headers",
     "take_snapshot",
     "tier_of",
+    "uncached_tokens",
     "warmup",
 ]

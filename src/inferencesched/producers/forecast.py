@@ -1,0 +1,166 @@
+"""How long will a request wait for its first token, and for each one after it, by what a step of the engine takes?
+
+What a latency is foretold from (`features_of`), who may foretell it (`LatencyPredictor`), and a forecast from the step-time
+models of the simulator.
+"""
+
+from dataclasses import dataclass
+from math import nan
+from typing import Final, NamedTuple, Protocol
+
+import numpy as np
+
+from inferencesched._kernels.serving_state import POLYNOMIAL
+from inferencesched._typing import FloatArray
+from inferencesched.endpoints import (
+    CONTEXT_TOKENS,
+    INFLIGHT_REQUESTS,
+    INFLIGHT_TOKENS,
+    KV_CACHE_USAGE,
+    PREFIX_TOKENS,
+    RUNNING_REQUESTS,
+    WAITING_QUEUE_SIZE,
+    Endpoints,
+)
+from inferencesched.errors import whole_number
+from inferencesched.normalize import known
+from inferencesched.request import InferenceRequest
+from inferencesched.signals import of_producer
+
+#: The rows of a table of features, ``float64[F, E]``: the prompt's tokens and those to compute there; prompt tokens,
+#: requests and context tokens in flight there, by our own books; what the server says of its queue, its batch and its KV
+#: cache; and 1 for a server that only computes prompts.
+INPUT, UNCACHED, QUEUED, REQUESTS, CONTEXT, WAITING, RUNNING, KV_USAGE, PREFILL_ROLE = range(9)
+FEATURES: Final = 9
+
+
+class Prediction(NamedTuple):
+    """When will the first token come, and how long will each one after it take? ``float64[E]`` each, seconds; NaN is unknown."""
+
+    ttft: FloatArray
+    tpot: FloatArray
+
+
+class Outcome(NamedTuple):
+    """When did the first token come, and how long did each one after it take? Seconds; NaN is unknown."""
+
+    ttft: float = nan
+    tpot: float = nan
+
+
+class LatencyPredictor(Protocol):
+    """Who foretells latencies, and learns from how it went?"""
+
+    def predict(self, features: FloatArray) -> Prediction:
+        """Return what is expected of each endpoint, by a table of features ``float64[F, E]`` (`features_of`)."""
+        ...
+
+    def observe(self, features: FloatArray, outcome: Outcome) -> None:
+        """Learn how one request went, with the features that its endpoint had when it was sent, ``float64[F]``."""
+        ...
+
+
+class TimingModel(Protocol):
+    """What does a step of the engine take? The simulator's models are such: ``simulator.engine.timing(name)``."""
+
+    def parameters(self) -> tuple[int, FloatArray]:
+        """Return the kind, 0 the polynomials and 1 the closed form, and its coefficients, of milliseconds."""
+        ...
+
+
+def features_of(
+    request: InferenceRequest, endpoints: Endpoints, *, prefix_producer: str = "", role_label: str = ""
+) -> FloatArray:
+    """What is known that latencies depend on? ``float64[F, E]``, a row a feature.
+
+    Reads ``PREFIX_TOKENS`` (cycle; unknown covers nothing), ``INFLIGHT_TOKENS``, ``INFLIGHT_REQUESTS`` and
+    ``CONTEXT_TOKENS`` (local), ``WAITING_QUEUE_SIZE``, ``RUNNING_REQUESTS`` and ``KV_CACHE_USAGE`` (scraped; unknown is
+    NaN). A prompt of unknown length is NaN.
+    """
+    tokens = nan if request.prompt_tokens is None else float(request.prompt_tokens)
+    features = np.empty((FEATURES, len(endpoints)))
+    features[INPUT] = tokens
+    features[UNCACHED] = np.maximum(0.0, tokens - known(endpoints[of_producer(PREFIX_TOKENS, prefix_producer)]))
+    features[QUEUED] = endpoints[INFLIGHT_TOKENS]
+    features[REQUESTS] = endpoints[INFLIGHT_REQUESTS]
+    features[CONTEXT] = endpoints[CONTEXT_TOKENS]
+    features[WAITING] = endpoints[WAITING_QUEUE_SIZE]
+    features[RUNNING] = endpoints[RUNNING_REQUESTS]
+    features[KV_USAGE] = endpoints[KV_CACHE_USAGE]
+    features[PREFILL_ROLE] = endpoints.label(role_label, "prefill") if role_label else 0.0
+    return features
+
+
+@dataclass(frozen=True, slots=True)
+class StepTimePredictor:
+    """When would the first token come if the engine's steps took what the model says?
+
+    The prompt tokens in flight are computed first, then this request's, at most `max_tokens` a step less one for each
+    request that is decoding beside them; the first token comes at the end of the last of those steps. Where no prompt is in
+    flight, half a decoding step passes before the next one starts. How many are decoding is not known, and taken from our
+    own books: of the context in flight, the part that is not waiting to be computed. Time per output token is a decoding step
+    with this request among the others.
+
+    It needs no learning and sees no later arrivals; it leaves out the limit of sequences, preemption, and tokens of other
+    prompts that share its last step, each of which makes it too quick. On an idle server it is exact.
+
+    Parameters
+    ----------
+    timing: the step-time model; ``simulator.engine.timing("llama-3.1-8b-h100")``, or any `TimingModel`.
+    max_tokens: new tokens a step.
+    kv_tokens: how many tokens the KV cache holds; the polynomials depend on it.
+
+    Cost: 80 us at 64 endpoints. Errors: `InvalidInputError` for numbers below 1.
+
+    >>> from inferencesched.simulator.engine import timing
+    >>> predictor = StepTimePredictor(timing("llama-3.1-8b-h100"))
+    >>> features = np.zeros((FEATURES, 2))
+    >>> features[[INPUT, UNCACHED]] = 2048
+    >>> features[[QUEUED, CONTEXT], 1], features[REQUESTS, 1] = 8192, 1
+    >>> predictor.predict(features).ttft.round(4)
+    array([0.0449, 0.2361])
+    """
+
+    timing: TimingModel
+    max_tokens: int = 8_192
+    kv_tokens: int = 1_048_576
+
+    def __post_init__(self) -> None:
+        whole_number("max_tokens", self.max_tokens, low=1)
+        whole_number("kv_tokens", self.kv_tokens, low=1)
+
+    def predict(self, features: FloatArray) -> Prediction:
+        """Return both, ``float64[E]``, seconds; NaN where the prompt's length is unknown."""
+        queued, own, context = features[QUEUED], features[UNCACHED], features[CONTEXT]
+        attended = np.maximum(0.0, context - queued)
+        decoding = features[REQUESTS] * attended / np.where(context > 0, context, 1.0)
+        cached = features[INPUT] - own
+        own = np.maximum(1.0, own)  # of a prompt that is all cached, the last token is computed
+        budget = np.maximum(1.0, self.max_tokens - np.ceil(decoding))
+        steps = np.maximum(1.0, np.ceil((queued + own) / budget))
+        last = queued + own - (steps - 1.0) * budget
+        pairs = own * (cached + 0.5 * own) + 0.5 * queued * context / np.maximum(1.0, features[REQUESTS])
+        waits = np.where((queued == 0) & (decoding > 0), 0.5 * self._step_ms(0.0, decoding, attended), 0.0)
+        ttft = waits + (steps - 1.0) * self._step_ms(budget, decoding, attended)
+        ttft = ttft + self._step_ms(last, decoding, attended) + self._pairs_ms(pairs)
+        tpot = self._step_ms(0.0, decoding + 1.0, attended + features[INPUT])
+        return Prediction(ttft / 1e3, tpot / 1e3)
+
+    def observe(self, features: FloatArray, outcome: Outcome) -> None:
+        """Nothing to learn: the model is given."""
+
+    def _step_ms(self, tokens: FloatArray | float, decoding: FloatArray, context: FloatArray) -> FloatArray:
+        """Return what a step takes without the pairs of its prompts, ms; as the engine's own formula has it."""
+        kind, c = self.timing.parameters()
+        if kind == POLYNOMIAL:
+            prompts = np.where(np.asarray(tokens) > 0, (c[0] * tokens + c[1]) * tokens + c[2], 0.0)
+            share = np.minimum(1.0, context / self.kv_tokens)
+            return prompts + np.where(decoding > 0, np.maximum(c[6], (c[3] * share + c[4]) * share + c[5]), 0.0)
+        either: FloatArray = (c[1] ** 4 + (c[2] * (tokens + decoding)) ** 4) ** 0.25
+        took: FloatArray = c[0] + either + c[4] * context + c[5] * decoding
+        return took
+
+    def _pairs_ms(self, pairs: FloatArray) -> FloatArray:
+        """Return what the query-key pairs of all chunks take, ms: a sum, however they are cut into steps."""
+        kind, c = self.timing.parameters()
+        return np.zeros_like(pairs) if kind == POLYNOMIAL else c[3] * pairs
