@@ -31,7 +31,8 @@ def answered(check: Check, done: str, call: Callable[[], Any]) -> Any:
 
 def reads_of(plugin: object) -> tuple[Reads, ...]:
     """Return which columns a plug-in says that it reads; none if it does not say."""
-    return tuple(plugin.reads) if isinstance(plugin, Reader) else ()
+    said: object = plugin.reads if isinstance(plugin, Reader) else ()
+    return tuple(read for read in said if isinstance(read, Reads)) if isinstance(said, tuple) else ()
 
 
 def columns_for(plugin: object, signals: Sequence[Signal]) -> tuple[Signal, ...]:
