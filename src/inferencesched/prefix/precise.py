@@ -20,6 +20,7 @@ from inferencesched.prefix.events import KVEventApplier, KVEventStats
 from inferencesched.prefix.hashing import SEED
 from inferencesched.prefix.index import PrefixIndex
 from inferencesched.prefix.kv_records import BlockStored, EventBatch, Tier, tier_of
+from inferencesched.prefix.parameters import PreciseParameters
 from inferencesched.prefix.producer import (
     ApproximatePrefixProducer,
     PrefixReceipt,
@@ -52,6 +53,7 @@ class PrecisePrefixProducer:
     weights: what a block is worth on each tier, 0 to 1; the best that it lies on counts.
     speculative_ttl: seconds; None takes the engines' word alone.
     max_blocks: how much is looked up of one prompt, in blocks; None is all.
+    settings: the parameters of a configuration that this was made from, for whoever opens the engines' sockets.
 
     Nothing is evicted here: engines say what they gave up. `apply` and `take` are fed from whatever reads the engines'
     sockets; an endpoint that came back (another generation of its slot) starts empty. Safe from any thread, for the
@@ -82,10 +84,12 @@ class PrecisePrefixProducer:
         weights: Mapping[Tier, float] = TIER_WEIGHTS,
         speculative_ttl: float | None = 2.0,
         max_blocks: int | None = None,
+        settings: PreciseParameters | None = None,
     ) -> None:
         whole_number("block_size", block_size, low=1)
         if max_blocks is not None:
             whole_number("max_blocks", max_blocks, low=1)
+        self.settings = settings
         for tier, weight in weights.items():
             if not 0.0 <= weight <= 1.0:
                 raise InvalidInputError(f"weights[{tier.name}]", weight, "a number from 0 to 1")

@@ -132,7 +132,7 @@ class EncoderCacheProducer:
         """Return which of these endpoints are taken to hold an item, by name."""
         with self._lock:
             owned, slots = self._tenancy.owned(endpoints), self._holders.get(item, set())
-            return tuple(endpoints.name(i) for i in np.flatnonzero(owned) if int(endpoints.slots[i]) in slots)
+            return tuple(endpoints.name(i) for i in np.flatnonzero(owned).tolist() if int(endpoints.slots[i]) in slots)
 
     def check(self) -> None:
         """Is what is remembered consistent? For tests: `AssertionError` where it is not."""

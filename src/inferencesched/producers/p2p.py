@@ -6,7 +6,7 @@ will do; drawn by their queues, they share the transfers.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, NamedTuple, final
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -15,8 +15,6 @@ from inferencesched.endpoints import PREFIX_TOKENS, WAITING_QUEUE_SIZE, Endpoint
 from inferencesched.errors import InvalidInputError, whole_number
 from inferencesched.framework import CycleState, Produced, Reads, SchedulingResult
 from inferencesched.normalize import known
-from inferencesched.prefix.precise import PrecisePrefixProducer
-from inferencesched.prefix.producer import ApproximatePrefixProducer, PrefixReceipt
 from inferencesched.request import InferenceRequest
 from inferencesched.signals import CACHED_BLOCKS, READABLE_BLOCKS, of_producer
 
@@ -34,46 +32,6 @@ def fnv1a32(text: str) -> int:
     for byte in text.encode():
         number = (number ^ byte) * 0x01000193 & 0xFFFFFFFF
     return number
-
-
-@final
-class BlockCounts:
-    """How many blocks of the prompt does each endpoint hold, and how many of them can another server read?
-
-    Fills what `producer` fills, and ``CACHED_BLOCKS``; over a `PrecisePrefixProducer`, which knows tiers, also
-    ``READABLE_BLOCKS``: those of the host's memory, from the first on without a gap. A prompt of which no hashes are
-    known has unknown counts. What a `P2PSource` reads; it takes the place of the producer that it is made of.
-
-    Cost: that of the producer, and with tiers some us for each endpoint that holds part of the prompt.
-    """
-
-    def __init__(self, producer: ApproximatePrefixProducer | PrecisePrefixProducer) -> None:
-        self.producer: Final = producer
-
-    def __repr__(self) -> str:
-        return f"BlockCounts({self.producer!r})"
-
-    @property
-    def produces(self) -> tuple[Signal, ...]:
-        """Which columns does it fill?"""
-        if isinstance(self.producer, PrecisePrefixProducer):
-            return (*self.producer.produces, CACHED_BLOCKS, READABLE_BLOCKS)
-        return (*self.producer.produces, CACHED_BLOCKS)
-
-    def produce(self, request: InferenceRequest, endpoints: Endpoints, cycle: CycleState) -> Produced[PrefixReceipt]:
-        """Return the producer's columns and the counts, and its receipt."""
-        columns, receipt = self.producer.produce(request, endpoints, cycle)
-        hashed = receipt.hashes is not None
-        unknown = np.full(len(endpoints), np.nan)
-        counts = {CACHED_BLOCKS: receipt.matched.astype(np.float64) if hashed else unknown}
-        if isinstance(self.producer, PrecisePrefixProducer):
-            readable = self.producer.host_blocks(receipt)
-            counts[READABLE_BLOCKS] = readable.astype(np.float64) if hashed else unknown
-        return Produced({**columns, **counts}, receipt)
-
-    def commit(self, receipt: PrefixReceipt, slot: int, *, now: float) -> None:
-        """Let the producer learn where the prompt went."""
-        self.producer.commit(receipt, slot, now=now)
 
 
 class Source(NamedTuple):
@@ -111,7 +69,7 @@ class P2PSource:
     chances ``1 / (1 + queue)``, at ``fnv1a32(request_id) / 2**32``, in the order of their names: the same request draws
     the same source, whatever the order of the endpoints. An unknown queue counts as the longest of the candidates'.
 
-    Fills no column: `source_headers` makes the header of it once the decision is made. Reads ``CACHED_BLOCKS`` (cycle) and, where
+    Fills no column: `source_headers` makes the header of it once the decision is made. Reads ``CACHED_BLOCKS`` (cycle, `BlockCounts`) and, where
     somebody tells tiers apart, ``READABLE_BLOCKS``, which then decides what can be fetched: an endpoint that has the
     prompt in its accelerator's memory only is no source, nor is one that it was merely sent to. Reads ``PREFIX_TOKENS``
     (cycle) for the size of a block, and ``WAITING_QUEUE_SIZE`` (scraped).
@@ -211,7 +169,7 @@ def source_headers(result: SchedulingResult) -> Mapping[str, str]:
     >>> for name, queue in (("a", 9), ("b", 0)):
     ...     pool.join(name, address=f"{name}:8000")
     ...     pool.observe(name, {WAITING_QUEUE_SIZE: queue}, now=0.0)
-    >>> producers = (BlockCounts(ApproximatePrefixProducer(block_size=4)), P2PSource())
+    >>> producers = (isched.BlockCounts(isched.ApproximatePrefixProducer(block_size=4)), P2PSource())
     >>> profile = isched.SchedulingProfile(isched.MaxScorePicker(), (isched.WeightedScorer(isched.QueueScorer()),))
     >>> scheduler, rng = isched.Scheduler(profile, producers=producers), np.random.default_rng(1)
     >>> request = InferenceRequest(request_id="r-1", tokens=np.arange(16, dtype=np.uint32))

@@ -73,7 +73,8 @@ class Tenancy:
     def owns(self, slots: IndexArray, generations: IntArray) -> BoolArray:
         """Return which of these stays own what is remembered of their slots, ``bool[E]``."""
         last = len(self._owners) - 1
-        return (slots <= last) & (self._owners[np.minimum(slots, last)] == generations)
+        owns: BoolArray = (slots <= last) & (self._owners[np.minimum(slots, last)] == generations)
+        return owns
 
     def departed(self, endpoints: Endpoints) -> list[int]:
         """Return the slots whose stays are over by this snapshot, and give them up; none by an older one than before."""
