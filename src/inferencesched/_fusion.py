@@ -14,8 +14,9 @@ import numpy as np
 
 from inferencesched._kernels import profile, scoring
 from inferencesched._kernels._compile import lent
-from inferencesched._typing import BoolArray, FloatArray
+from inferencesched._typing import BoolArray, FloatArray, IntArray
 from inferencesched.endpoints import (
+    CONTEXT_TOKENS,
     INFLIGHT_REQUESTS,
     INFLIGHT_TOKENS,
     KV_CACHE_USAGE,
@@ -48,6 +49,11 @@ from inferencesched.scorers import (
 ROW: Final = Layout(STANDARD_SIGNALS).row
 PICKED_ROW: Final = ROW(LAST_PICKED)
 PREFIX_TOKENS_ROW: Final = ROW(PREFIX_TOKENS)
+#: What a booking changes, and what of a prompt an endpoint has.
+FOLD_ROWS: Final = np.array(
+    [*map(ROW, (INFLIGHT_REQUESTS, INFLIGHT_TOKENS, CONTEXT_TOKENS)), PICKED_ROW, PREFIX_TOKENS_ROW], dtype=np.int64
+)
+FOLD_ROWS.setflags(write=False)
 
 
 class Op(NamedTuple):
@@ -100,6 +106,13 @@ def weigher() -> Callable[[FloatArray, FloatArray, BoolArray, int, FloatArray, f
     """Return `profile.weighed` as machine code that looks at its arrays where they lie."""
     table, masks = _tables()
     return lent(profile.weighed, table, table, masks, 0, table, 0.0)
+
+
+@cache
+def folder() -> Callable[[FloatArray, IntArray, BoolArray, FloatArray, IntArray, int, int, int], tuple[int, int]]:
+    """Return `profile.fold` as machine code that looks at its arrays where they lie."""
+    table, masks = _tables()
+    return lent(profile.fold, np.empty((0, 0)), FOLD_ROWS, masks, table, np.empty((0, 5), dtype=np.int64), 0, 0, 0)
 
 
 def _tables() -> tuple[FloatArray, BoolArray]:

@@ -6,7 +6,7 @@ Position ``i`` is the same endpoint in every column of one snapshot. Unknown is 
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from math import inf, isnan, nan
+from math import inf, isfinite, isnan, nan
 from typing import Final, Literal, final, get_args
 
 import numpy as np
@@ -131,6 +131,17 @@ class Layout:
             value = f"{numbers[bad]} for {name(bad)!r}"
             raise InvalidInputError(signal.name, value, f"{declared.low} to {declared.high}, or NaN for unknown")
         return numbers
+
+    def writable(self, signal: Signal, value: float, freshness: Freshness) -> int:
+        """Return the row of a signal that may be set to this value from outside, by who is `freshness`."""
+        row = self.row(signal)
+        declared = self.signals[row]
+        if declared.freshness not in ("static", freshness):
+            allowed = "a static signal" if freshness == "static" else "a scraped or static signal"
+            raise InvalidInputError(signal.name, f"a {declared.freshness} signal", allowed)
+        if not (declared.low <= value <= declared.high and isfinite(value)) and not isnan(value):
+            raise InvalidInputError(signal.name, value, f"{declared.low} to {declared.high}, or NaN for unknown")
+        return row
 
     def defaults(self) -> FloatArray:
         """Return each signal's default, ``float64[S]``."""

@@ -11,7 +11,9 @@ from typing import Final, final
 
 import numpy as np
 
-from inferencesched._typing import FloatArray
+from inferencesched._pool_audit import audit
+from inferencesched._typing import FloatArray, IntArray
+from inferencesched.bookings import Bookings
 from inferencesched.endpoints import (
     CONTEXT_TOKENS,
     INFLIGHT_REQUESTS,
@@ -37,7 +39,7 @@ from inferencesched.errors import (
     whole_number,
 )
 from inferencesched.members import Adapters, Membership, Residency
-from inferencesched.request import Usage
+from inferencesched.request import InferenceRequest, Usage
 from inferencesched.reservation import Ledger, Reservation, Settlement
 
 _STANDARD: Final = Layout(STANDARD_SIGNALS)
@@ -88,6 +90,7 @@ class InferencePool:
         self._snapshot: Endpoints | None = None
         self._oldest: tuple[float, float] | None = None
         self._inflight: dict[int, Reservation] = {}
+        self._unmade: dict[int, Bookings] = {}  # of which not every record is made, by the first one's number
         self._reserved_requests = 0  # also the sequence: commits so far
         self._reserved_tokens = 0
         self._settled_requests = 0
@@ -116,7 +119,7 @@ class InferencePool:
                 raise DuplicateEndpointError("name", name, "a name not in the pool")
             column = self._defaults.copy()
             for signal, value in (values or {}).items():
-                column[self._writable_row(signal, value, "static")] = value
+                column[self._layout.writable(signal, value, "static")] = value
             taken = {slot for slot, _ in members.stays}
             slot = next(i for i in range(len(taken) + 1) if i not in taken)
             self._generation += 1
@@ -135,7 +138,7 @@ class InferencePool:
         """Remove an endpoint; what was in flight there is settled as ``endpoint_left`` and returned."""
         with self.lock:
             position = self._position(name)
-            leaving = [reservation for reservation in self._inflight.values() if reservation.position == position]
+            leaving = [reservation for reservation in self._open() if reservation.position == position]
             settled = [self._close(each, "endpoint_left", "", None, each.touched_at) for each in leaving]
             members = self._members
             keep = [i for i in range(len(members.names)) if i != position]
@@ -178,7 +181,7 @@ class InferencePool:
         with self.lock:
             position = self._position(name)
             self._check_time(now, float(self._matrix[_OBSERVED, position]), name)
-            rows = [(self._writable_row(signal, value, "scraped"), value) for signal, value in values.items()]
+            rows = [(self._layout.writable(signal, value, "scraped"), value) for signal, value in values.items()]
             if adapters is not None:
                 whole_number("adapters.capacity", adapters.capacity)
                 whole_number("adapters.slots", adapters.slots)
@@ -209,7 +212,7 @@ class InferencePool:
             names = self._members.names
             count, rows = len(names), []
             for signal, values in columns.items():
-                row = self._writable_row(signal, nan, "scraped")
+                row = self._layout.writable(signal, nan, "scraped")
                 rows.append((row, self._layout.checked(signal, values, count, names.__getitem__)))
             times = np.broadcast_to(np.asarray(now, dtype=np.float64), (count,))
             for position in np.flatnonzero(~(times >= self._matrix[_OBSERVED])):
@@ -296,6 +299,27 @@ class InferencePool:
             self._changed()
             return reservation
 
+    def book(
+        self, requests: tuple[InferenceRequest, ...], table: IntArray, local: FloatArray, *, now: float
+    ) -> Bookings:
+        """Book what `Scheduler.schedule_many` decided in one go; the next snapshot sees it all.
+
+        For the scheduler, which holds `lock` from its snapshot on: `table` and the local columns (rows of
+        `local`, ``float64[4, E]``: requests, tokens, context, last picked) are as its kernel left them.
+        """
+        with self.lock:
+            finite_time(now)
+            count, tokens = len(requests), int(table[:, 3].sum())
+            bookings = Bookings(self._make, requests, table, self._reserved_requests, now)
+            self._matrix[[_REQUESTS, _TOKENS, _CONTEXT, _PICKED]] = local
+            self._unmade[bookings.start] = bookings
+            self._reserved_requests += count
+            self._reserved_tokens += tokens
+            self._inflight_tokens += tokens
+            self._version += count - 1
+            self._changed()
+            return bookings
+
     def withdraw(self, reservation: Reservation) -> None:
         """Was the last booking a mistake? Takes it off the books as if it had never been made.
 
@@ -306,6 +330,7 @@ class InferencePool:
         with self.lock:
             reservation.require_open()
             number = self._reserved_requests - 1
+            self._make_all()
             untouched = isnan(reservation.first_token_at) and reservation.touched_at == reservation.reserved_at
             if self._inflight.get(number) is not reservation or reservation.output_tokens or not untouched:
                 raise InvalidInputError("reservation", reservation, "the newest of this pool, with no event since")
@@ -325,7 +350,7 @@ class InferencePool:
         """Settle as ``expired`` what had no event for `reservation_ttl` seconds; returns those."""
         finite_time(now)
         with self.lock:
-            expired = [r for r in self._inflight.values() if now - r.touched_at > self.reservation_ttl]
+            expired = [r for r in self._open() if now - r.touched_at > self.reservation_ttl]
             settled = [self._close(reservation, "expired", "ttl", None, now) for reservation in expired]
             self._tell(expired)
             return settled
@@ -336,7 +361,7 @@ class InferencePool:
             return Ledger(
                 self._reserved_requests,
                 self._settled_requests,
-                len(self._inflight),
+                self._reserved_requests - self._settled_requests,
                 self._reserved_tokens,
                 self._settled_tokens,
                 self._inflight_tokens,
@@ -345,31 +370,8 @@ class InferencePool:
     def check(self) -> None:
         """Assert every relation between members, columns and reservations. For tests; linear in all of them."""
         with self.lock:
-            members, count = self._members, len(self._members.names)
-            assert self._matrix.shape == (len(self._layout.signals), count)
-            assert len(set(members.names)) == count == len(members.labels) == len(self._residency.adapters)
-            assert list(zip(members.slots.tolist(), members.generations.tolist(), strict=True)) == list(members.stays)
-            assert len(set(members.slots.tolist())) == count == len(set(members.generations.tolist()))
-            expected = np.zeros((3, count))
-            open_tokens = 0
-            for reservation in self._inflight.values():
-                assert reservation.settlement is None
-                assert members.names[reservation.position] == reservation.endpoint
-                assert members.generations[reservation.position] == reservation.generation
-                owed = reservation.tokens if isnan(reservation.first_token_at) else 0
-                open_tokens += owed
-                expected[:, reservation.position] += (
-                    1,
-                    owed,
-                    reservation.context_tokens + reservation.output_tokens,
-                )
-            assert np.array_equal(self._matrix[[_REQUESTS, _TOKENS, _CONTEXT]], expected)
-            assert self._inflight_tokens == open_tokens
-            assert self._reserved_requests == self._settled_requests + len(self._inflight)
-            assert self._reserved_tokens == self._settled_tokens + self._inflight_tokens
-            assert (self._matrix[_PICKED] < self._reserved_requests).all()
-            seen = self._matrix[_OBSERVED]
-            assert self._oldest in (None, (seen.min(initial=inf), seen[seen > -inf].min(initial=inf)))
+            ledger = self.ledger()
+            audit(self._members, self._residency, self._layout, self._matrix, self._open(), ledger, self._oldest)
 
     # -- called by reservations --------------------------------------------------------------------
 
@@ -456,6 +458,26 @@ class InferencePool:
         if errors:
             raise errors[0] if len(errors) == 1 else ExceptionGroup("listeners of reservations", errors)
 
+    def _make(self, bookings: Bookings, index: int) -> Reservation:
+        """Return the record of one of many bookings, made now unless it was made before."""
+        with self.lock:
+            made = bookings.made[index]
+            if made is None:
+                made = bookings.make(index, self, self._members)
+                self._inflight[made.number] = made
+                if not bookings.unmade:
+                    del self._unmade[bookings.start]
+            return made
+
+    def _make_all(self) -> None:
+        """Make the record of every booking: positions are about to move, or all are to be looked at."""
+        for bookings in list(self._unmade.values()):
+            list(bookings)
+
+    def _open(self) -> list[Reservation]:
+        self._make_all()
+        return [self._inflight[number] for number in sorted(self._inflight)]
+
     def _give_back(self, reservation: Reservation) -> None:
         """Return the booked prompt tokens: they are computed, or never will be."""
         self._matrix[_TOKENS, reservation.position] -= reservation.tokens
@@ -471,17 +493,6 @@ class InferencePool:
         if position is None:
             raise UnknownNameError("endpoint", name, list(self._members.names) or "none: the pool is empty")
         return position
-
-    def _writable_row(self, signal: Signal, value: float, freshness: str) -> int:
-        """Return the row of a signal that may be set to this value from outside."""
-        row = self._layout.row(signal)
-        declared = self._layout.signals[row]
-        if declared.freshness not in ("static", freshness):
-            allowed = "a static signal" if freshness == "static" else "a scraped or static signal"
-            raise InvalidInputError(signal.name, f"a {declared.freshness} signal", allowed)
-        if not (declared.low <= value <= declared.high and isfinite(value)) and not isnan(value):
-            raise InvalidInputError(signal.name, value, f"{declared.low} to {declared.high}, or NaN for unknown")
-        return row
 
     @staticmethod
     def _check_time(now: float, last: float, name: str) -> None:

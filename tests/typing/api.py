@@ -167,7 +167,7 @@ assert_type(scheduler.assign([request], endpoints, now=1.0, rng=rng), list[ische
 assert_type(isched.explain(scheduler, request, endpoints, now=1.0, rng=rng), isched.Explanation)
 
 assert_type(
-    scheduler.schedule_many([request], pool, now=1.0, rng=rng), list[isched.Reservation | isched.RequestRefusedError]
+    scheduler.schedule_many([request], pool, now=1.0, rng=rng), Sequence[isched.Reservation | isched.RequestRefusedError]
 )
 with scheduler.schedule_and_reserve(request, pool, now=1.0, rng=rng) as reservation:
     assert_type(reservation, isched.Reservation)

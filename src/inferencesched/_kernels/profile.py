@@ -141,36 +141,32 @@ def decide(
 @kernel
 def fold(
     matrix: FloatArray,
-    books: FloatArray,
     rows: IntArray,
     masks: BoolArray,
     program: FloatArray,
     requests: IntArray,
-    scores: FloatArray,
     sequence: int,
     start: int,
     nth: int,
 ) -> tuple[int, int]:
     """Decide and book request after request, each seeing those before it.
 
-    matrix float64[S, E] is what scorers see, `books` the pool's own (they may be one array); `rows` are those of requests,
-    tokens, context, last picked, prefix tokens. requests int64[N, 5]: prompt tokens, tokens of context, adapter, and to
-    be written: position, tokens owed; `scores` float64[N] to be written. Begins at `start`, its tie broken by `nth`; stops
-    at a request whose choice is tied and has to be drawn. Returns where it stopped (N at the end) and among how many.
+    matrix float64[S, E] is what scorers see, and written to; `rows` are those of requests, tokens, context, last picked,
+    prefix tokens. requests int64[N, 5] holds prompt tokens and adapter, and gets position, tokens owed, and when the
+    endpoint was picked before. Begins at `start`, its tie broken by `nth`; stops at a request whose choice is tied and has
+    to be drawn. Returns where it stopped (N at the end) and among how many.
     """
     extra = np.empty((0, 0))
     for k in range(start, requests.shape[0]):
-        totals = weighed(matrix, extra, masks, requests[k, 2], program, float(requests[k, 0]))
+        totals = weighed(matrix, extra, masks, requests[k, 1], program, float(requests[k, 0]))
         best, ties = best_of(totals, matrix[rows[3]], nth)
         if ties > 1 and nth < 0:
             return k, ties
         nth = -1
         computed = owed(matrix, rows[4], best, requests[k, 0])
-        requests[k, 3], requests[k, 4], scores[k] = best, computed, totals[best]
+        requests[k, 2], requests[k, 3], requests[k, 4] = best, computed, int(matrix[rows[3], best])
         matrix[rows[0], best] += 1.0
         matrix[rows[1], best] += computed
-        matrix[rows[2], best] += requests[k, 1]
+        matrix[rows[2], best] += requests[k, 0]
         matrix[rows[3], best] = sequence + k
-        for j in range(4):
-            books[rows[j], best] = matrix[rows[j], best]
     return requests.shape[0], 0
