@@ -4,6 +4,7 @@ Import from here; every name below is public and documented. `warmup` compiles w
 """
 
 from inferencesched._warmup import warmup
+from inferencesched.assigners import BurstAssigner
 from inferencesched.endpoints import (
     CAPACITY_WEIGHT,
     CONTEXT_TOKENS,
@@ -125,6 +126,7 @@ from inferencesched.pool import InferencePool
 from inferencesched.prefix import (
     AllBlocksCleared,
     ApproximatePrefixProducer,
+    BlockCounts,
     BlockRemoved,
     BlockStored,
     CacheCreated,
@@ -158,7 +160,14 @@ from inferencesched.prefix import (
     take_snapshot,
     tier_of,
 )
-from inferencesched.producers import SessionBindingProducer
+from inferencesched.producers import (
+    BurstPrefixProducer,
+    EncoderCacheProducer,
+    NoHitLruProducer,
+    P2PSource,
+    SessionBindingProducer,
+    source_headers,
+)
 from inferencesched.producers.forecast import LatencyPredictor, Outcome, Prediction, StepTimePredictor, features_of
 from inferencesched.producers.inflight import (
     InflightLoadProducer,
@@ -175,6 +184,7 @@ from inferencesched.scorers import (
     ActiveRequestScorer,
     BoundedLoadScorer,
     ContextLengthAware,
+    EncoderCacheScorer,
     EndpointAttributeScorer,
     HeaderLabelAffinityScorer,
     KvCacheUtilizationScorer,
@@ -182,6 +192,10 @@ from inferencesched.scorers import (
     LoadAwareScorer,
     LoraAffinityScorer,
     LoraResidencyScorer,
+    MultiClusterKvCacheUtilizationScorer,
+    MultiClusterPrefixCacheScorer,
+    MultiClusterQueueScorer,
+    NoHitLruScorer,
     PrefixCacheScorer,
     QueueScorer,
     RendezvousScorer,
@@ -232,11 +246,14 @@ __all__ = [
     "AlwaysDecider",
     "ApproximatePrefixProducer",
     "Assigner",
+    "BlockCounts",
     "BlockRemoved",
     "BlockStored",
     "BoundSession",
     "BoundedLoadFilter",
     "BoundedLoadScorer",
+    "BurstAssigner",
+    "BurstPrefixProducer",
     "CacheCreated",
     "ConfigError",
     "ContextLengthAware",
@@ -252,6 +269,8 @@ __all__ = [
     "DuplicateEndpointError",
     "EncodeFilter",
     "EncodedEndpoint",
+    "EncoderCacheProducer",
+    "EncoderCacheScorer",
     "EndpointAttributeFilter",
     "EndpointAttributeScorer",
     "EndpointGoneError",
@@ -293,13 +312,19 @@ __all__ = [
     "LoraResidencyScorer",
     "MaxScorePicker",
     "MediaItem",
+    "MultiClusterKvCacheUtilizationScorer",
+    "MultiClusterPrefixCacheScorer",
+    "MultiClusterQueueScorer",
     "MultimodalDecider",
     "NoEndpointsError",
+    "NoHitLruProducer",
+    "NoHitLruScorer",
     "NumberedBatch",
     "Objectives",
     "OnlineLatencyPredictor",
     "Outcome",
     "OutcomeListener",
+    "P2PSource",
     "PairScorer",
     "PartialScorer",
     "PickError",
@@ -398,6 +423,7 @@ __all__ = [
     "sent_headers",
     "session_of",
     "session_token",
+    "source_headers",
     "stage_headers",
     "take_snapshot",
     "tier_of",

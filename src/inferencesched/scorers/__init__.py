@@ -2,6 +2,7 @@
 
 from inferencesched.scorers.affinity import LoraAffinityScorer, PrefixCacheScorer
 from inferencesched.scorers.attributes import EndpointAttributeScorer
+from inferencesched.scorers.cold import NoHitLruScorer
 from inferencesched.scorers.context import ContextLengthAware
 from inferencesched.scorers.hashing import BoundedLoadScorer, RendezvousScorer
 from inferencesched.scorers.headers import HeaderLabelAffinityScorer
@@ -15,6 +16,12 @@ from inferencesched.scorers.load import (
     TokenLoadScorer,
 )
 from inferencesched.scorers.lora import LoraResidencyScorer
+from inferencesched.scorers.multicluster import (
+    MultiClusterKvCacheUtilizationScorer,
+    MultiClusterPrefixCacheScorer,
+    MultiClusterQueueScorer,
+)
+from inferencesched.scorers.multimodal import EncoderCacheScorer
 from inferencesched.scorers.session import SessionAffinityScorer
 from inferencesched.scorers.topology import TopologyAffinityScorer
 
@@ -22,6 +29,7 @@ __all__ = [
     "ActiveRequestScorer",
     "BoundedLoadScorer",
     "ContextLengthAware",
+    "EncoderCacheScorer",
     "EndpointAttributeScorer",
     "HeaderLabelAffinityScorer",
     "KvCacheUtilizationScorer",
@@ -29,6 +37,10 @@ __all__ = [
     "LoadAwareScorer",
     "LoraAffinityScorer",
     "LoraResidencyScorer",
+    "MultiClusterKvCacheUtilizationScorer",
+    "MultiClusterPrefixCacheScorer",
+    "MultiClusterQueueScorer",
+    "NoHitLruScorer",
     "PrefixCacheScorer",
     "QueueScorer",
     "RendezvousScorer",
