@@ -75,10 +75,12 @@ def one_of(name: object, known: Iterable[str], what: str = "") -> str:
     if not names:
         return f"{what}none is there"
     meant = nearest(name, names)
-    shown = names if len(names) <= _MANY else nearest(name, names, 5)
-    more = "" if len(names) <= _MANY else f"{' and ' if shown else ''}{len(names) - len(shown)} more"
     tail = f" (did you mean {meant[0]!r}?)" if meant else ""
-    return f"{what}one of {', '.join(shown)}{more}{tail}"
+    if len(names) <= _MANY:
+        return f"{what}one of {', '.join(names)}{tail}"
+    near = nearest(name, names, 5)
+    examples = f"{', '.join(near)} and {len(names) - len(near)} more" if near else f"{len(names)} names"
+    return f"{what}one of {examples}{tail}"
 
 
 def decode(kind: type[T], raw: object, path: str = "$") -> T:

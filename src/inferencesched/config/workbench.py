@@ -78,7 +78,7 @@ class Workbench:
         if spec.stability == "deprecated":
             words = f"is deprecated, use {spec.instead}" if spec.instead else "is deprecated"
             self.remarks.append(Remark("deprecated", f"{path}.type", kind, words, spec.instead))
-        if "inert" in spec.kinds:
+        if issubclass(spec.parameters, Opaque):
             self.remarks.append(Remark("gateway", path, name, "is kept as data; the gateway acts on it"))
         parameters = f"{path}.parameters"
         given: Any = {} if raw is None else raw
@@ -126,6 +126,15 @@ class Workbench:
             raise self._missing(path, name)
         return self._made(self.instances[name])
 
+    def trial(self, instance: Instance) -> Any:
+        """Return a plug-in that is made to be looked at and not used."""
+        try:
+            return instance.spec.build(instance.parameters, _Shop(self, instance))
+        except ConfigError:
+            raise
+        except InvalidInputError as error:
+            raise refused(instance, error) from error
+
     def of_kind(self, *kinds: Kind) -> list[Instance]:
         """Return the plug-ins of these kinds, in the order in which they were noted."""
         return [instance for instance in self.instances.values() if instance.is_a(*kinds)]
@@ -137,11 +146,7 @@ class Workbench:
             raise self._circle([*self._making[self._making.index(instance.name) :], instance.name])
         self._making.append(instance.name)
         try:
-            plugin = instance.spec.build(instance.parameters, _Shop(self, instance))
-        except ConfigError:
-            raise
-        except InvalidInputError as error:
-            raise refused(instance, error) from error
+            plugin = self.trial(instance)
         finally:
             self._making.pop()
         if self._kept is not None and instance.is_a("producer"):
