@@ -1,4 +1,4 @@
-"""The everyday plug-ins: scorers, filters, pickers, the profile they make up, and the scheduler round it."""
+"""The everyday plug-ins: scorers, filters, pickers."""
 
 from collections.abc import Callable
 from typing import Any
@@ -172,49 +172,7 @@ def named(build: Callable[[dict[str, Any]], Any], params: dict[str, Any]) -> Any
         raise isched.InvalidInputError(str(error.args[0]), params, "a name and a value that are known") from error
 
 
-# --- a profile, a handler, a scheduler ---------------------------------------------------------------------------
-
-
-def profile(case: Case) -> None:
-    params, expect = case["params"], case["expect"]
-    filters = [Stub(spec) for spec in params["filters"]]
-    scorers = [Stub(spec) for spec in params["scorers"]]
-    pick = Stub(params["picker"])
-    weighted = tuple(isched.WeightedScorer(s, float(s.spec.get("weight", 1.0))) for s in scorers)
-    scheduler = isched.Scheduler(isched.SchedulingProfile(pick, weighted, tuple(filters)))
-    request, endpoints = snapshot(case)
-    if expect.get("error"):
-        refused(lambda: scheduler.schedule(request, endpoints, now=0.0, rng=np.random.default_rng(0)))
-        return
-    result = scheduler.schedule(request, endpoints, now=0.0, rng=np.random.default_rng(0))
-    if "targets" in expect:
-        picked = result.profiles["default"]
-        same(expect["targets"], [target.endpoint for target in picked.targets] if picked else None, "targets")
-    for name, score in expect.get("target_scores", {}).items():
-        same(name, result.endpoint, "target")
-        same(score, result.target.score, name, tolerance=case["tolerance"])
-    for name, size in expect.get("filter_input_sizes", {}).items():
-        [stub] = [each for each in filters if each.spec["name"] == name]
-        same([size], stub.sizes, name)
-    counts = expect.get("call_counts", {})
-    for kind, stubs in (("filter", filters), ("scorer", scorers), ("picker", [pick])):
-        if kind in counts:
-            same({counts[kind]}, {stub.calls for stub in stubs}, kind)
-    if "num_scored" in expect:
-        same([expect["num_scored"]], pick.sizes, "candidates that were scored")
-    if "scorer_aggregates" in expect:
-        why = isched.explain(scheduler, request, endpoints, now=0.0, rng=np.random.default_rng(0))
-        for name, wanted in expect["scorer_aggregates"].items():
-            row = [str(each) for each in scorers].index(name)
-            scores = why.scores[row]
-            got = {
-                "max": scores.max(),
-                "avg": scores.mean(),
-                "endpoints_scored": len(scores),
-                "weight": why.weights[row],
-            }
-            for what, value in wanted.items():
-                same(float(value), float(got[what]), f"{name}: {what}", tolerance=case["tolerance"])
+# --- what a scheduler says of them ---------------------------------------------------------------------------
 
 
 def refused(call: Callable[[], object]) -> isched.RequestRefusedError:
@@ -238,71 +196,9 @@ def score_range(case: Case) -> None:
     same(case["expect"]["value"], result.target.score)
 
 
-def handler(case: Case) -> None:
-    it, expect = isched.SingleProfileHandler(), case["expect"]
-    request = isched.InferenceRequest(request_id="vector")
-    target = isched.Target("a", 0, 1, 1.0, 0)
-    results = {
-        name: None if result is None else isched.ProfileResult((target,)) for name, result in case["results"].items()
-    }
-    if case["kind"] == "profile-handler-pick":
-        profiles = {name: isched.default_profile() for name in case["profiles"]}
-        same(sorted(expect["profiles"]), sorted(it.pick(request, profiles, results, cycle())))
-        return
-    try:
-        primary = it.process_results(request, results, cycle()).primary
-    except isched.InferenceSchedError as error:
-        if not expect.get("error"):
-            raise Mismatch(expect, str(error)) from error
-        return
-    if expect.get("error"):
-        raise Mismatch("an error", primary)
-    same(expect["primary"], primary)
-
-
-def scheduler(case: Case) -> None:
-    """The reference's whole runs, as far as the plug-ins go that are here."""
-    params, expect = case["params"], case["expect"]
-    if params["profile_handler"]["type"] != "single-profile-handler":
-        raise NotYet(params["profile_handler"]["type"])
-    profiles = {
-        name: isched.SchedulingProfile(
-            plugin(spec["picker"]),
-            tuple(isched.WeightedScorer(plugin(s), float(s["weight"])) for s in spec["scorers"]),
-            tuple(plugin(f) for f in spec["filters"]),
-        )
-        for name, spec in params["profiles"].items()
-    }
-    it = isched.Scheduler(profiles)
-    request, endpoints = snapshot(case)
-    if expect.get("error"):
-        refusal = refused(lambda: it.schedule(request, endpoints, now=0.0, rng=np.random.default_rng(0)))
-        if expect.get("error_code") == "ResourceExhausted":
-            same(429, refusal.status, "status")
-        _ = expect.get("error_headers")  # headers are the gateway's: an error has an outcome for a label, and a status
-        return
-    result = it.schedule(request, endpoints, now=0.0, rng=np.random.default_rng(0))
-    same(expect["primary"], result.primary, "primary")
-    if expect.get("exact_profiles"):
-        same(set(expect["profiles"]), set(result.profiles), "profiles")
-    for name, expected in expect["profiles"].items():
-        picked = result.profiles[name]
-        targets = picked.targets if picked else ()
-        same(expected["targets"], [target.endpoint for target in targets], name)
-        for target in targets:
-            if "target_scores" in expected:
-                score = expected["target_scores"][target.endpoint]
-                same(score, target.score, target.endpoint, tolerance=case["tolerance"])
-
-
 RUNNERS: dict[tuple[str, str], Runner] = {
     **dict.fromkeys(((name, "scorer") for name in SCORERS), scorer),
     **dict.fromkeys(((name, "filter") for name in FILTERS), filter_),
     **dict.fromkeys(((name, "picker") for name in PICKERS), picker),
     **dict.fromkeys(((name, "param-validation") for name in ("prefix-cache-scorer", "utilization-filter")), parameters),
-    ("scheduler-profile", "profile"): profile,
-    ("scheduler-profile", "function"): score_range,
-    ("single-profile-handler", "profile-handler-pick"): handler,
-    ("single-profile-handler", "profile-handler-process"): handler,
-    ("scheduler", "scheduler"): scheduler,
 }
