@@ -60,6 +60,7 @@ from inferencesched.filters import (
     EncodeFilter,
     EndpointAttributeFilter,
     HeaderEndpointFilter,
+    HealthFilter,
     LabelFilter,
     LabelRequirement,
     LabelSelectorFilter,
@@ -162,13 +163,22 @@ from inferencesched.prefix import (
 )
 from inferencesched.producers import (
     BurstPrefixProducer,
+    Ejection,
     EncoderCacheProducer,
     NoHitLruProducer,
+    OutlierPolicy,
+    OutlierProducer,
     P2PSource,
     SessionBindingProducer,
     source_headers,
 )
-from inferencesched.producers.forecast import LatencyPredictor, Outcome, Prediction, StepTimePredictor, features_of
+from inferencesched.producers.forecast import (
+    LatencyOutcome,
+    LatencyPrediction,
+    LatencyPredictor,
+    StepTimePredictor,
+    features_of,
+)
 from inferencesched.producers.inflight import (
     InflightLoadProducer,
     LoadEstimate,
@@ -214,7 +224,7 @@ from inferencesched.sessions import (
     session_token,
 )
 from inferencesched.staleness import StalePolicy
-from inferencesched.topology import Place, TopologyLabels
+from inferencesched.topology import TopologyLabels
 
 __version__ = "0.1.0.dev0"
 
@@ -267,6 +277,7 @@ __all__ = [
     "DisaggProfileHandler",
     "DisaggregationDecider",
     "DuplicateEndpointError",
+    "Ejection",
     "EncodeFilter",
     "EncodedEndpoint",
     "EncoderCacheProducer",
@@ -287,6 +298,7 @@ __all__ = [
     "HeaderEndpointFilter",
     "HeaderLabelAffinityScorer",
     "HeaderProfileHandler",
+    "HealthFilter",
     "IndexHealth",
     "IndexSnapshot",
     "IndexStats",
@@ -303,6 +315,8 @@ __all__ = [
     "LabelFilter",
     "LabelRequirement",
     "LabelSelectorFilter",
+    "LatencyOutcome",
+    "LatencyPrediction",
     "LatencyPredictor",
     "LatencyScorer",
     "Ledger",
@@ -322,19 +336,18 @@ __all__ = [
     "NumberedBatch",
     "Objectives",
     "OnlineLatencyPredictor",
-    "Outcome",
     "OutcomeListener",
+    "OutlierPolicy",
+    "OutlierProducer",
     "P2PSource",
     "PairScorer",
     "PartialScorer",
     "PickError",
     "Picker",
-    "Place",
     "PluginError",
     "PowerOfTwoPicker",
     "PrecisePrefixProducer",
     "PredictedLatencyProducer",
-    "Prediction",
     "PrefillFilter",
     "PrefixBasedDecider",
     "PrefixCacheAffinityFilter",

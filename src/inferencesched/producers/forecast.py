@@ -34,14 +34,14 @@ INPUT, UNCACHED, QUEUED, REQUESTS, CONTEXT, WAITING, RUNNING, KV_USAGE, PREFILL_
 FEATURES: Final = 9
 
 
-class Prediction(NamedTuple):
+class LatencyPrediction(NamedTuple):
     """When will the first token come, and how long will each one after it take? ``float64[E]`` each, seconds; NaN is unknown."""
 
     ttft: FloatArray
     tpot: FloatArray
 
 
-class Outcome(NamedTuple):
+class LatencyOutcome(NamedTuple):
     """When did the first token come, and how long did each one after it take? Seconds; NaN is unknown."""
 
     ttft: float = nan
@@ -51,11 +51,11 @@ class Outcome(NamedTuple):
 class LatencyPredictor(Protocol):
     """Who foretells latencies, and learns from how it went?"""
 
-    def predict(self, features: FloatArray) -> Prediction:
+    def predict(self, features: FloatArray) -> LatencyPrediction:
         """Return what is expected of each endpoint, by a table of features ``float64[F, E]`` (`features_of`)."""
         ...
 
-    def observe(self, features: FloatArray, outcome: Outcome) -> None:
+    def observe(self, features: FloatArray, outcome: LatencyOutcome) -> None:
         """Learn how one request went, with the features that its endpoint had when it was sent, ``float64[F]``."""
         ...
 
@@ -129,7 +129,7 @@ class StepTimePredictor:
         whole_number("max_tokens", self.max_tokens, low=1)
         whole_number("kv_tokens", self.kv_tokens, low=1)
 
-    def predict(self, features: FloatArray) -> Prediction:
+    def predict(self, features: FloatArray) -> LatencyPrediction:
         """Return both, ``float64[E]``, seconds; NaN where the prompt's length is unknown."""
         queued, own, context = features[QUEUED], features[UNCACHED], features[CONTEXT]
         attended = np.maximum(0.0, context - queued)
@@ -144,9 +144,9 @@ class StepTimePredictor:
         ttft = waits + (steps - 1.0) * self._step_ms(budget, decoding, attended)
         ttft = ttft + self._step_ms(last, decoding, attended) + self._pairs_ms(pairs)
         tpot = self._step_ms(0.0, decoding + 1.0, attended + features[INPUT])
-        return Prediction(ttft / 1e3, tpot / 1e3)
+        return LatencyPrediction(ttft / 1e3, tpot / 1e3)
 
-    def observe(self, features: FloatArray, outcome: Outcome) -> None:
+    def observe(self, features: FloatArray, outcome: LatencyOutcome) -> None:
         """Nothing to learn: the model is given."""
 
     def _step_ms(self, tokens: FloatArray | float, decoding: FloatArray, context: FloatArray) -> FloatArray:

@@ -20,7 +20,13 @@ from inferencesched.endpoints import (
 )
 from inferencesched.errors import InvalidInputError
 from inferencesched.framework import CycleState, Produced, Reads, SchedulingResult
-from inferencesched.producers.forecast import PREFILL_ROLE, LatencyPredictor, Outcome, Prediction, features_of
+from inferencesched.producers.forecast import (
+    PREFILL_ROLE,
+    LatencyOutcome,
+    LatencyPrediction,
+    LatencyPredictor,
+    features_of,
+)
 from inferencesched.request import InferenceRequest
 from inferencesched.reservation import Settlement
 from inferencesched.signals import (
@@ -70,13 +76,13 @@ def _seconds(headers: Mapping[str, str], names: tuple[str, ...]) -> float | None
 
 
 def headrooms(
-    prediction: Prediction,
+    prediction: LatencyPrediction,
     objectives: Objectives,
     *,
     streaming: bool = True,
     buffer: float = 1.0,
     least_tpot: FloatArray | float = nan,
-) -> Prediction:
+) -> LatencyPrediction:
     """How far below its objective is each prediction? The objective is met where the headroom is above 0.
 
     Time to first token: objective less prediction. Time per output token: the objective times `buffer` less the
@@ -84,7 +90,7 @@ def headrooms(
     is the stricter one. Without streaming nobody sees tokens come, and it is 0. No objective is one of 0, which nobody
     meets and by which endpoints can be ranked all the same. Source: llm-d router's ``predicted-latency-producer``.
 
-    >>> now = Prediction(np.array([0.05, 0.15]), np.array([0.025, 0.025]))
+    >>> now = LatencyPrediction(np.array([0.05, 0.15]), np.array([0.025, 0.025]))
     >>> headrooms(now, Objectives(0.1, 0.03), least_tpot=0.02).ttft.round(3)
     array([ 0.05, -0.05])
     >>> headrooms(now, Objectives(0.1, 0.03), least_tpot=0.02).tpot.round(3)
@@ -92,9 +98,9 @@ def headrooms(
     """
     ttft = (objectives.ttft or 0.0) - prediction.ttft
     if not streaming:
-        return Prediction(ttft, np.where(np.isnan(ttft), nan, 0.0))
+        return LatencyPrediction(ttft, np.where(np.isnan(ttft), nan, 0.0))
     limit = np.fmin((objectives.tpot or 0.0) * buffer, np.asarray(least_tpot) * buffer)
-    return Prediction(ttft, limit - prediction.tpot)
+    return LatencyPrediction(ttft, limit - prediction.tpot)
 
 
 class LatencyReceipt(NamedTuple):
@@ -236,7 +242,7 @@ class PredictedLatencyProducer:
         return least
 
 
-def outcome_of(settlement: Settlement, *, streaming: bool = True) -> Outcome:
+def outcome_of(settlement: Settlement, *, streaming: bool = True) -> LatencyOutcome:
     """How long did the first token of a request take, and each one after it? Seconds; NaN where that cannot be told.
 
     Without streaming, a completed answer whose first token nobody saw took until its end.
@@ -245,8 +251,8 @@ def outcome_of(settlement: Settlement, *, streaming: bool = True) -> Outcome:
     usage = settlement.usage
     first, end = settlement.first_token_at, settlement.settled_at
     if first != first and completed and not streaming:
-        return Outcome(end - settlement.reserved_at, nan)
+        return LatencyOutcome(end - settlement.reserved_at, nan)
     told = None if usage is None else usage.output_tokens
     tokens = settlement.output_tokens if told is None else told
     tpot = (end - first) / (tokens - 1) if completed and tokens >= 2 else nan
-    return Outcome(first - settlement.reserved_at, tpot)
+    return LatencyOutcome(first - settlement.reserved_at, tpot)

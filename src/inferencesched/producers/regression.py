@@ -16,8 +16,8 @@ from inferencesched.producers.forecast import (
     REQUESTS,
     UNCACHED,
     WAITING,
-    Outcome,
-    Prediction,
+    LatencyOutcome,
+    LatencyPrediction,
 )
 
 #: What an unknown of the scraped features is taken for moves so far towards each new value.
@@ -179,15 +179,15 @@ class OnlineLatencyPredictor:
         """From how many first tokens and how many times per output token has it learnt?"""
         return self._seen
 
-    def predict(self, features: FloatArray) -> Prediction:
+    def predict(self, features: FloatArray) -> LatencyPrediction:
         """Return both, ``float64[E]``, seconds; NaN before it is warm, and where the prompt's length is unknown."""
         features = self._filled(features)
         nothing = np.full(features.shape[1], np.nan)
         ttft = self._ttft.predict(_ttft_terms(features)) if self._seen.ttft >= self.warm_after else nothing
         tpot = self._tpot.predict(_tpot_terms(features)) if self._seen.tpot >= self.warm_after else nothing
-        return Prediction(ttft, tpot)
+        return LatencyPrediction(ttft, tpot)
 
-    def observe(self, features: FloatArray, outcome: Outcome) -> None:
+    def observe(self, features: FloatArray, outcome: LatencyOutcome) -> None:
         """Learn how a request went, with the features of its endpoint when it was sent, ``float64[F]``."""
         seen = np.isfinite(features)
         first = not sum(self._seen)
