@@ -158,7 +158,7 @@ class EncodedEndpoint:
     def response_headers(self, result: SchedulingResult | None, served: str) -> Mapping[str, str]:
         """Return the token's header; nothing where nobody served, or the profile picked nobody."""
         endpoint = served
-        if served and self.profile:
+        if self.profile:
             picked = None if result is None else result.profiles.get(self.profile)
             endpoint = picked.target.endpoint if picked is not None and picked.targets else ""
         return {self.header: session_token(endpoint)} if endpoint else {}

@@ -14,7 +14,7 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tests.parity import approximate, blocks, events, handlers, hashes, plugins, precise
+from tests.parity import affinity, approximate, blocks, events, handlers, hashes, plugins, precise, sessions
 from tests.parity.cases import Case, Outcome, Runner, differences, loaded, outcome
 from tests.parity.known import NOT_YET
 
@@ -25,6 +25,8 @@ RUNNERS: dict[tuple[str, str], Runner] = {
     **blocks.RUNNERS,
     **precise.RUNNERS,
     **plugins.RUNNERS,
+    **affinity.RUNNERS,
+    **sessions.RUNNERS,
     **handlers.RUNNERS,
 }
 

@@ -11,6 +11,10 @@ from inferencesched.errors import InvalidInputError
 from tests.parity.cases import Case, Mismatch, same
 
 
+#: With these llm-d's words begin where they name no parameter.
+PROSE = {"failed", "requires", "invalid", "unknown", "missing", "must", "cannot", "decode", "unmarshal", "exactly"}
+
+
 class NoPlugins:
     """A workshop without other plug-ins."""
 
@@ -78,7 +82,8 @@ def names_the_same(words: str | None, ours: str) -> None:
     wanted += re.findall(r'"([^"]+)"', words)
     if not wanted:  # one word, or prose: a parameter where ours names it
         first = words.split()[0].strip(":,.'`").lower()
-        wanted = [first] if first.replace("-", "").isalnum() and len(first) > 3 else []
+        named = first.replace("-", "").isalnum() and len(first) > 3 and first not in PROSE
+        wanted = [first] if named else []
     for each in wanted:
         if each not in ours and snake(each) not in ours:
             raise Mismatch(f"an error that names {each!r} (llm-d: {words!r})", ours)
