@@ -6,6 +6,7 @@
 from inferencesched.testing.checks import (
     all_checks_of,
     check_assigner,
+    check_decider,
     check_filter,
     check_picker,
     check_producer,
@@ -23,6 +24,7 @@ __all__ = [
     "Server",
     "all_checks_of",
     "check_assigner",
+    "check_decider",
     "check_filter",
     "check_picker",
     "check_producer",

@@ -1,14 +1,13 @@
 """What do a profile handler and an assigner promise?"""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from itertools import product
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, Protocol, runtime_checkable
 
 from inferencesched.errors import RequestRefusedError
 from inferencesched.framework import (
-    Assigner,
     ProfileHandler,
     ProfileResult,
     SchedulingProfile,
@@ -17,20 +16,37 @@ from inferencesched.framework import (
     Target,
 )
 from inferencesched.pickers.score import MaxScorePicker
-from inferencesched.request import InferenceRequest
-from inferencesched.testing._calls import Broken, answered, fingerprint, no_global_chance, unchanged
+from inferencesched.testing._calls import Broken, no_global_chance, unchanged
 from inferencesched.testing.failure import Check, CheckFailure
 from inferencesched.testing.scenes import REQUESTS, Scene
 
 
 def profiles_of(handler: object) -> tuple[str, ...]:
-    """Return the profiles that a handler names in its parameters called ``..profile..``; "default" if none."""
-    found: dict[str, None] = {}
+    """Return the profiles that a handler names in its parameters called ``..profile..``; "default" if none.
+
+    Such a parameter is a name, or a table of names; one that is a handler itself is asked the same.
+    """
+    return tuple(dict.fromkeys(_names(handler))) or ("default",)
+
+
+def _names(handler: object) -> Iterator[str]:
     for each in fields(handler) if is_dataclass(handler) else ():
         value = getattr(handler, each.name)
         if "profile" in each.name and isinstance(value, str) and value:
-            found[value] = None
-    return tuple(found) or ("default",)
+            yield value
+        elif "profile" in each.name and is_dataclass(value):
+            yield from (name for part in fields(value) if isinstance(name := getattr(value, part.name), str))
+        elif isinstance(value, ProfileHandling):
+            yield from _names(value)
+
+
+@runtime_checkable
+class ProfileHandling(Protocol):
+    """Is it a handler of profiles?"""
+
+    def process_results(self, *arguments: Any) -> Any:
+        """See `ProfileHandler`."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,76 +215,4 @@ HANDLER_CHECKS: Final[dict[str, Callable[[Check, Handling], None]]] = {
     "repeatable": repeatable,
     "chance": chance,
     "one-endpoint": one_endpoint,
-}
-
-
-# -- assigners ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Assigning:
-    """Which assigner is asked, on which scenes?"""
-
-    plugin: Assigner
-    scenes: tuple[Scene, ...]
-
-    def ask(self, check: Check, scene: Scene, requests: Sequence[InferenceRequest] = REQUESTS) -> Any:
-        """Return its results."""
-        endpoints, cycle = scene.endpoints(), scene.cycle()
-        with unchanged(check, self.did(scene), endpoints=endpoints, requests=[fingerprint(each) for each in requests]):
-            return answered(check, self.did(scene), lambda: self.plugin.assign(requests, endpoints, cycle))
-
-    @staticmethod
-    def did(scene: Scene) -> str:
-        """Return what is done, in words."""
-        return f"assign() of {len(REQUESTS)} requests, scene {scene.name!r}"
-
-
-def one_each(check: Check, assigning: Assigning) -> None:
-    """Every request has its result, in order."""
-    for scene in assigning.scenes:
-        found = [result.request.request_id for result in assigning.ask(check, scene)]
-        if found != [request.request_id for request in REQUESTS]:
-            check.fail(assigning.did(scene), repr(found), "a result for each request, in their order")
-    for scene in assigning.scenes[:1]:
-        if nothing := list(assigning.ask(check, scene, ())):
-            check.fail("assign() of no requests", repr(nothing), "no results")
-
-
-def candidates(check: Check, assigning: Assigning) -> None:
-    """Targets are candidates, each with its own slot and generation."""
-    for scene in assigning.scenes:
-        endpoints = scene.endpoints()
-        stays = {endpoints.name(i): endpoints.stay(i) for i in range(len(endpoints))}
-        for result in assigning.ask(check, scene):
-            target = result.target
-            if stays.get(target.endpoint) != (target.slot, target.generation):
-                check.fail(assigning.did(scene), repr(target), f"one of {sorted(stays)}, its slot and generation")
-
-
-def assigned_again(check: Check, assigning: Assigning) -> None:
-    """Equal questions get equal answers."""
-    first = [_targets_of(assigning.ask(check, scene)) for scene in assigning.scenes]
-    for scene, before in reversed(list(zip(assigning.scenes, first, strict=True))):
-        again = _targets_of(assigning.ask(check, scene))
-        if again != before:
-            check.fail(f"{assigning.did(scene)}, twice", f"{before} and {again}", "the same")
-
-
-def _targets_of(results: Sequence[SchedulingResult]) -> list[tuple[str, str]]:
-    return [(result.request.request_id, result.target.endpoint) for result in results]
-
-
-def assigned_by_chance(check: Check, assigning: Assigning) -> None:
-    """Chance comes from the cycle's generator."""
-    for scene in assigning.scenes:
-        with no_global_chance(check, assigning.did(scene)):
-            assigning.ask(check, scene)
-
-
-ASSIGNER_CHECKS: Final[dict[str, Callable[[Check, Assigning], None]]] = {
-    "one-each": one_each,
-    "candidates": candidates,
-    "repeatable": assigned_again,
-    "chance": assigned_by_chance,
 }

@@ -17,9 +17,10 @@ from typing import Any, Protocol, cast, runtime_checkable
 
 from inferencesched.endpoints import Signal
 from inferencesched.framework import Assigner, DataProducer, Filter, Picker, ProfileHandler, Scorer
+from inferencesched.testing._assigning import ASSIGNER_CHECKS, DECIDER_CHECKS, Assigning, Decides, Deciding
 from inferencesched.testing._calls import columns_for
 from inferencesched.testing._frozen import VALUE_CHECKS, declared
-from inferencesched.testing._handling import ASSIGNER_CHECKS, HANDLER_CHECKS, Assigning, Handling, profiles_of
+from inferencesched.testing._handling import HANDLER_CHECKS, Handling, ProfileHandling, profiles_of
 from inferencesched.testing._judging import FILTER_CHECKS, SCORER_CHECKS, Subject
 from inferencesched.testing._picking import PICKER_CHECKS, Choice
 from inferencesched.testing._producing import PRODUCER_CHECKS, Making
@@ -43,11 +44,6 @@ class _Picks(Protocol):
 
 
 @runtime_checkable
-class _Handles(Protocol):
-    def process_results(self, *arguments: Any) -> Any: ...
-
-
-@runtime_checkable
 class _Produces(Protocol):
     def produce(self, *arguments: Any) -> Any: ...
     def commit(self, *arguments: Any, now: float) -> None: ...
@@ -56,6 +52,11 @@ class _Produces(Protocol):
 @runtime_checkable
 class _Assigns(Protocol):
     def assign(self, *arguments: Any) -> Any: ...
+
+
+@runtime_checkable
+class _Decides(Protocol):
+    def decide(self, *arguments: Any) -> Any: ...
 
 
 def kinds_of(plugin: object) -> tuple[CheckedKind, ...]:
@@ -70,7 +71,7 @@ def kinds_of(plugin: object) -> tuple[CheckedKind, ...]:
         found.append("filter")
     if isinstance(plugin, _Scores):
         found.append("scorer")
-    if isinstance(plugin, _Handles):
+    if isinstance(plugin, ProfileHandling):
         found.append("profile-handler")
     elif isinstance(plugin, _Picks):
         found.append("picker")
@@ -78,6 +79,8 @@ def kinds_of(plugin: object) -> tuple[CheckedKind, ...]:
         found.append("producer")
     if isinstance(plugin, _Assigns):
         found.append("assigner")
+    if isinstance(plugin, _Decides):
+        found.append("decider")
     return tuple(found)
 
 
@@ -123,7 +126,8 @@ def _checks(
         yield Check(kind, "reads", label, partial(_run, declared, plugin))
         yield from _bound(kind, label, PRODUCER_CHECKS, Making(make, pool))
         return
-    yield from _bound(kind, label, VALUE_CHECKS, plugin)
+    if "producer" not in kinds_of(plugin):  # a producer has state, whatever else it is
+        yield from _bound(kind, label, VALUE_CHECKS, plugin)
     if kind == "filter":
         yield from _bound(kind, label, FILTER_CHECKS, Subject(plugin, "filter", pool))
     elif kind == "scorer":
@@ -132,8 +136,10 @@ def _checks(
         yield from _bound(kind, label, PICKER_CHECKS, Choice(plugin, pool))
     elif kind == "profile-handler":
         yield from _bound(kind, label, HANDLER_CHECKS, Handling(plugin, profiles or profiles_of(plugin), pool))
-    else:
+    elif kind == "assigner":
         yield from _bound(kind, label, ASSIGNER_CHECKS, Assigning(plugin, pool))
+    else:
+        yield from _bound(kind, label, DECIDER_CHECKS, Deciding(plugin, pool))
 
 
 def _bound(kind: CheckedKind, label: str, table: Any, subject: object) -> Iterator[Check]:
@@ -222,3 +228,11 @@ def check_assigner(plugin: Assigner, *, signals: Sequence[Signal] = (), more: Se
     Frozen value; a result for each request, in order; targets are candidates; no memory; chance from the cycle only.
     """
     _all(plugin, "assigner", signals=signals, more=more)
+
+
+def check_decider(plugin: Decides, *, signals: Sequence[Signal] = (), more: Sequence[Scene] = ()) -> None:
+    """Does this decider keep its contract? `CheckFailure` where it does not; see `all_checks_of` for the parameters.
+
+    Frozen value; True or False, with a target and without; inputs unchanged; no memory; chance from the cycle only.
+    """
+    _all(plugin, "decider", signals=signals, more=more)

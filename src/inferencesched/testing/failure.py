@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, NoReturn
 
-CheckedKind = Literal["filter", "scorer", "picker", "profile-handler", "producer", "assigner"]
+CheckedKind = Literal["filter", "scorer", "picker", "profile-handler", "producer", "assigner", "decider"]
 
 
 class CheckFailure(AssertionError):  # noqa: N818  # what test runners call a failure is no error
