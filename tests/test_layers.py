@@ -31,7 +31,6 @@ LAYERS = (
         "producers.*",
         "prefix.producer",
         "prefix.precise",
-        "prefix.counts",
         "flowcontrol.*",
         "staleness",
     ),

@@ -127,7 +127,6 @@ from inferencesched.pool import InferencePool
 from inferencesched.prefix import (
     AllBlocksCleared,
     ApproximatePrefixProducer,
-    BlockCounts,
     BlockRemoved,
     BlockStored,
     CacheCreated,
@@ -256,7 +255,6 @@ __all__ = [
     "AlwaysDecider",
     "ApproximatePrefixProducer",
     "Assigner",
-    "BlockCounts",
     "BlockRemoved",
     "BlockStored",
     "BoundSession",

@@ -1,7 +1,6 @@
 """Who holds which leading blocks of a prompt?"""
 
 from inferencesched.prefix.bookkeeping import IndexHealth
-from inferencesched.prefix.counts import BlockCounts
 from inferencesched.prefix.events import KVEventApplier, KVEventStats
 from inferencesched.prefix.extra_keys import Feature, block_extra_keys, hash_blocks
 from inferencesched.prefix.hashing import HashChain, block_hashes
@@ -36,7 +35,6 @@ __all__ = [
     "TIER_WEIGHTS",
     "AllBlocksCleared",
     "ApproximatePrefixProducer",
-    "BlockCounts",
     "BlockRemoved",
     "BlockStored",
     "CacheCreated",
