@@ -165,7 +165,8 @@ class Scheduler:
             raise InvalidInputError("handler", None, f"a ProfileHandler, to choose between {sorted(named)}")
         self.profiles: Mapping[str, SchedulingProfile] = MappingProxyType(named)
         self.handler: ProfileHandler = SingleProfileHandler() if handler is None else handler
-        self.producers = in_order(producers, (plugin for profile in named.values() for plugin in plugins_of(profile)))
+        plugins = (plugin for profile in named.values() for plugin in plugins_of(profile))
+        self.producers = in_order(producers, (self.handler, *plugins))
         self.stale = StalePolicy() if stale is None else stale
         self.assigner = assigner
         self.computing = tuple(computing)

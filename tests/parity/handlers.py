@@ -13,12 +13,12 @@ import msgspec
 import numpy as np
 
 import inferencesched as isched
+from inferencesched._dependencies import plugins_of
 from inferencesched.config.catalogue import CATALOGUE
 from inferencesched.config.spec import PluginSpec
 from inferencesched.framework import Reader, StagedHandler
 from inferencesched.handlers.addresses import join_address, split_address
 from inferencesched.handlers.stages import stage_label
-from inferencesched.scheduler import plugins_of
 from tests.parity import plugins
 from tests.parity.cases import Case, Mismatch, NotYet, Runner, same
 from tests.parity.snapshots import columns_of, cycle, plain, pool_of, request_of
