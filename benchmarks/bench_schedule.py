@@ -3,7 +3,14 @@
 8 endpoints is a small pool, 64 a usual one, 256 a large one, 1,024 beyond what one gateway has today. Four everyday scorers
 (prefix 3, queue 2, KV 2, running 1), the prefix column already in the snapshot. Rivals, in the same run: the same sums
 in plain numpy, and over dicts of objects, as gateways written in Python do it.
+
+The reference benchmark's profile (queue 2, KV 2, prefix 3, LoRA 1, best total) at 5, 25, 100 and 1,000 endpoints, as llm-d's
+own benchmark has them; at 100 beside py-inference-scheduler's, which has no LoRA scorer: three scorers of its own, a
+prompt of one block for its prefix hashes, its words to standard output thrown away.
 """
+
+import contextlib
+import os
 
 import numpy as np
 import pytest
@@ -132,8 +139,27 @@ def bench_schedule_and_reserve(benchmark, count):
 
 
 @pytest.mark.parametrize("count", SIZES)
-@pytest.mark.benchmark(group="schedule_many, a burst of 256, settled again")
+@pytest.mark.benchmark(group="schedule_many, a burst of 256: decided and booked")
 def bench_schedule_many(benchmark, count):
+    pool, _, rng = everyday_pool(count)
+    scheduler, burst = everyday_scheduler(), [REQUEST] * 256
+
+    def settle():
+        for reservation in pool.sweep(np.finfo(float).max):
+            assert reservation.outcome == "expired"
+
+    pool.reservation_ttl = 1.0
+    benchmark.extra_info["requests"] = len(burst)
+    benchmark.pedantic(
+        lambda: scheduler.schedule_many(burst, pool, now=0.5, rng=rng), setup=settle, rounds=200, warmup_rounds=5
+    )
+    settle()
+    pool.check()
+
+
+@pytest.mark.parametrize("count", SIZES)
+@pytest.mark.benchmark(group="schedule_many, a burst of 256: decided, booked, each looked at and settled")
+def bench_schedule_many_and_settle(benchmark, count):
     pool, _, rng = everyday_pool(count)
     scheduler = everyday_scheduler()
 
@@ -144,3 +170,70 @@ def bench_schedule_many(benchmark, count):
     benchmark.pedantic(burst, rounds=20, warmup_rounds=2)
     assert pool.ledger().inflight_requests == 0
     pool.check()
+
+
+# -- the reference benchmark's profile ------------------------------------------------------------------------------
+
+REFERENCE_SIZES = (5, 25, 100, 1000)
+REFERENCE = (
+    (isched.QueueScorer(), 2.0),
+    (isched.KvCacheUtilizationScorer(), 2.0),
+    (isched.PrefixCacheScorer(), 3.0),
+    (isched.LoraAffinityScorer(), 1.0),
+)
+
+
+def reference_pool(count):
+    rng = np.random.default_rng(7)
+    pool = isched.InferencePool()
+    for i in range(count):
+        pool.join(f"ep-{i}")
+        values = {
+            isched.WAITING_QUEUE_SIZE: float(rng.integers(0, 30)),
+            isched.KV_CACHE_USAGE: float(rng.random()),
+            isched.RUNNING_REQUESTS: float(rng.integers(0, 99)),
+        }
+        pool.observe(f"ep-{i}", values, now=0.0, adapters=isched.Adapters(frozenset({f"lora-{i % 8}"}), frozenset(), 4))
+    share = rng.random(count)
+    columns = {isched.PREFIX_MATCH: share, isched.PREFIX_TOKENS: share * 1000}
+    return pool.snapshot().with_columns(columns), rng
+
+
+def reference_scheduler():
+    weighted = tuple(isched.WeightedScorer(scorer, weight) for scorer, weight in REFERENCE)
+    return isched.Scheduler(isched.SchedulingProfile(isched.MaxScorePicker(), weighted))
+
+
+@pytest.mark.parametrize("count", REFERENCE_SIZES)
+@pytest.mark.benchmark(group="schedule, the reference benchmark's profile, compiled")
+def bench_reference_profile(benchmark, count):
+    endpoints, rng = reference_pool(count)
+    scheduler = reference_scheduler()
+    request = isched.InferenceRequest(request_id="bench", model="lora-3", input_tokens=1000)
+    scheduler.schedule(request, endpoints, now=0.5, rng=rng)
+    answer = benchmark(scheduler.schedule, request, endpoints, now=0.5, rng=rng)
+    why = isched.explain(scheduler, request, endpoints, now=0.5, rng=rng)
+    assert answer.endpoint == why.picked[0]
+
+
+@pytest.mark.benchmark(group="schedule, the reference benchmark's profile, compiled")
+def bench_py_inference_scheduler(benchmark):
+    peer = pytest.importorskip("py_inference_scheduler", reason="a rival that `make bench` installs")
+    count = 100
+    rng = np.random.default_rng(7)
+    scorers = [{"type": name, "weight": w} for name, w in (("waiting_queue", 2), ("kv_cache", 2), ("prefix_cache", 3))]
+    described = {
+        "profile_handler": {"type": "single_profile"},
+        "profiles": {"default": {"scorers": scorers, "picker": {"type": "max_score"}}},
+    }
+    scheduler = peer.Scheduler.new_with_config(peer.SchedulerConfig.from_dict(described))
+    request = peer.LLMRequest(request_id="bench", target_model="m", headers={}, body="x" * 64)
+    candidates = [
+        peer.Endpoint(
+            f"ep-{i}",
+            {"routing_stats": {"kv": float(rng.random()), "num_waiting_reqs": int(rng.integers(0, 30))}},
+        )
+        for i in range(count)
+    ]
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        assert benchmark(scheduler.run, request, candidates)

@@ -12,6 +12,8 @@ from pathlib import Path
 NEEDED = (3, 11)
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
+#: Rivals that ask for far more than what is measured of them needs: Ray, some gigabytes.
+BARE = ["py-inference-scheduler==0.1.0"]
 INPUTS = [ROOT / "pyproject.toml", ROOT / "tools" / "venv.py"]
 
 
@@ -43,6 +45,8 @@ def install(extra, copied):
     pip = [str(python), "-m", "pip", "install", "-qq", "--no-input", "--disable-pip-version-check"]
     if subprocess.call([*pip, "-e", f"{ROOT}[{extra}]"], stdin=subprocess.DEVNULL):
         sys.exit(f"pip could not install inferencesched[{extra}]; its own words are above")
+    if extra == "peers" and subprocess.call([*pip, "--no-deps", *BARE], stdin=subprocess.DEVNULL):
+        sys.exit(f"pip could not install {' '.join(BARE)}; its own words are above")
     if extra != "peers":
         say("compiling kernels, once")
         if subprocess.call([str(VENV / "bin" / "inferencesched"), "warmup"], stdin=subprocess.DEVNULL):
