@@ -2,12 +2,28 @@
 
 from typing import Final
 
-from inferencesched.config.catalogue import attributes, context, gateway, handlers, headers, labels, load, session, topology
+from inferencesched.config.catalogue import (
+    affinity,
+    attributes,
+    context,
+    gateway,
+    handlers,
+    headers,
+    labels,
+    latency,
+    load,
+    pickers,
+    session,
+    topology,
+)
 from inferencesched.config.spec import PluginSpec
 
 #: All of them, the families one behind the other.
 CATALOGUE: Final[tuple[PluginSpec, ...]] = (
     *load.SPECS,
+    *affinity.SPECS,
+    *latency.SPECS,
+    *pickers.SPECS,
     *labels.SPECS,
     *topology.SPECS,
     *context.SPECS,
