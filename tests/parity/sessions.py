@@ -93,7 +93,9 @@ def sequence(case: Case) -> None:
             it.pre_request(step)
         elif operation == "bound_pod":
             bound = it.producer.bound(step["session"], now=0.0)
-            same(expect["pod"], f"/{bound}" if bound and "/" not in bound else bound, f"step {number}, {step['session']}")
+            same(
+                expect["pod"], f"/{bound}" if bound and "/" not in bound else bound, f"step {number}, {step['session']}"
+            )
         elif operation in ("filter", "score", "choose"):
             request, endpoints = it.seen(step)
             names = [plain(name) for name in endpoints.names]

@@ -10,7 +10,6 @@ from inferencesched.config.spec import PluginSpec
 from inferencesched.errors import InvalidInputError
 from tests.parity.cases import Case, Mismatch, same
 
-
 #: With these llm-d's words begin where they name no parameter.
 PROSE = {"failed", "requires", "invalid", "unknown", "missing", "must", "cannot", "decode", "unmarshal", "exactly"}
 
@@ -42,9 +41,7 @@ def build_from(spec: PluginSpec, case: Case, plugins: Mapping[str, object] | Non
     return spec.build(parameters_of(spec, case), NoPlugins(spec.name, plugins))
 
 
-def param_validation(
-    spec: PluginSpec, case: Case, effective: Callable[[Any], Mapping[str, Any]] | None = None
-) -> None:
+def param_validation(spec: PluginSpec, case: Case, effective: Callable[[Any], Mapping[str, Any]] | None = None) -> None:
     """Build from the case's parameters: refused or not, as it says; `effective` are the settings that come of it."""
     expect = case["expect"]
     try:
