@@ -31,6 +31,7 @@ from inferencesched.prefix.producer import (
 from inferencesched.prefix.recency import Recency
 from inferencesched.prefix.sequence import StreamStep
 from inferencesched.request import InferenceRequest
+from inferencesched.signals import CACHED_BLOCKS, READABLE_BLOCKS
 
 #: What a block is worth where it lies: the device's and the host's as in llm-d, the slower ones as in Dynamo.
 TIER_WEIGHTS: Final[Mapping[Tier, float]] = MappingProxyType(
@@ -53,6 +54,8 @@ class PrecisePrefixProducer:
     weights: what a block is worth on each tier, 0 to 1; the best that it lies on counts.
     speculative_ttl: seconds; None takes the engines' word alone.
     max_blocks: how much is looked up of one prompt, in blocks; None is all.
+    count_blocks: fill ``CACHED_BLOCKS`` too, the blocks behind ``PREFIX_TOKENS`` by number, and ``READABLE_BLOCKS``: those that
+        lie in the host's memory by the engine's word, without a gap, where another server can read them.
     settings: the parameters of a configuration that this was made from, for whoever opens the engines' sockets.
 
     Nothing is evicted here: engines say what they gave up. `apply` and `take` are fed from whatever reads the engines'
@@ -84,11 +87,13 @@ class PrecisePrefixProducer:
         weights: Mapping[Tier, float] = TIER_WEIGHTS,
         speculative_ttl: float | None = 2.0,
         max_blocks: int | None = None,
+        count_blocks: bool = False,
         settings: PreciseParameters | None = None,
     ) -> None:
         whole_number("block_size", block_size, low=1)
         if max_blocks is not None:
             whole_number("max_blocks", max_blocks, low=1)
+        self.count_blocks = count_blocks
         self.settings = settings
         for tier, weight in weights.items():
             if not 0.0 <= weight <= 1.0:
@@ -114,7 +119,8 @@ class PrecisePrefixProducer:
     @property
     def produces(self) -> tuple[Signal, ...]:
         """Which columns does it fill?"""
-        return (PREFIX_MATCH, PREFIX_TOKENS)
+        plain = (PREFIX_MATCH, PREFIX_TOKENS)
+        return (*plain, CACHED_BLOCKS, READABLE_BLOCKS) if self.count_blocks else plain
 
     @property
     def stats(self) -> KVEventStats:
@@ -137,11 +143,11 @@ class PrecisePrefixProducer:
             self._applier.take(slot, step)
 
     def produce(self, request: InferenceRequest, endpoints: Endpoints, cycle: CycleState) -> Produced[PrefixReceipt]:
-        """Return both columns and what `commit` needs."""
+        """Return the columns and what `commit` needs."""
         hashes = self.hashes(request)
         if hashes is None:
             nothing = np.zeros(len(endpoints), dtype=np.int64)
-            return Produced(unknown_columns(endpoints), PrefixReceipt(None, endpoints, nothing))
+            return Produced(unknown_columns(endpoints, self.produces), PrefixReceipt(None, endpoints, nothing))
         with self._lock:
             self._forget_old(cycle.now)
             slots = endpoints.slots
@@ -150,12 +156,15 @@ class PrecisePrefixProducer:
             told = np.where(owned, self.index.match(hashes)[places], 0).astype(np.int64)
             worth = self._weighed(hashes, told, places)
             booked = np.where(owned, self.speculative.match(hashes)[places], 0)
+            readable = self._readable(hashes, told, places) if self.count_blocks else None
             if len(hashes):
                 self._lookups.count(hit=bool(told.any()))
         reach = np.maximum(told, booked)
         # a booked block is on its way to the device: it counts in full, and the rest behind it as told
         matched = np.maximum(worth, booked)
         columns = columns_of(matched, reach.astype(np.float64), len(hashes), self.block_size)
+        if readable is not None:
+            columns |= {CACHED_BLOCKS: reach.astype(np.float64), READABLE_BLOCKS: readable}
         return Produced(columns, PrefixReceipt(hashes, endpoints, reach))
 
     def commit(self, receipt: PrefixReceipt, slot: int, *, now: float) -> None:
@@ -167,23 +176,6 @@ class PrecisePrefixProducer:
             self._claim(slot, int(receipt.endpoints.generations[receipt.position(slot)]))
             self.speculative.insert(slot, receipt.hashes)
             self._recency.touch(slot, receipt.hashes, now)
-
-    def host_blocks(self, receipt: PrefixReceipt) -> IntArray:
-        """How many of the prompt's first blocks has each candidate in its host's memory, without a gap? ``int64[E]``.
-
-        By the engines' word alone: that is what another server can read.
-        """
-        endpoints = receipt.endpoints
-        depths: IntArray = np.zeros(len(endpoints), dtype=np.int64)
-        if receipt.hashes is None:
-            return depths
-        with self._lock:
-            owned = self._stays.current(endpoints.slots, endpoints.generations)
-            for i in np.flatnonzero(owned & (receipt.matched > 0)).tolist():
-                slot = int(endpoints.slots[i])
-                if slot in self._mixed:
-                    depths[i] = self._applier.match_tiers(slot, receipt.hashes).get(Tier.HOST, 0)
-        return depths
 
     def health(self) -> IndexHealth:
         """Do requests find what the engines say they hold? Booked blocks do not count. See `IndexHealth`."""
@@ -221,6 +213,14 @@ class PrecisePrefixProducer:
                 flags = self._applier.tiers_of(int(slots[i]), hashes[: told[i]])
                 worth[i] = self._worth[flags.astype(np.intp)].sum()
         return worth
+
+    def _readable(self, hashes: HashArray, told: IntArray, slots: IntArray) -> FloatArray:
+        """Return how many of the first blocks lie in each host's memory, float64[E]."""
+        depths: FloatArray = np.zeros(len(slots))
+        for i in np.flatnonzero(told).tolist():
+            if int(slots[i]) in self._mixed:
+                depths[i] = self._applier.match_tiers(int(slots[i]), hashes[: told[i]]).get(Tier.HOST, 0)
+        return depths
 
     def _forget_old(self, now: float) -> None:
         if self._recency is not None:

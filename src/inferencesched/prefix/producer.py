@@ -5,6 +5,7 @@ recently used first out. `inferencesched.prefix.precise` learns from the engines
 """
 
 import threading
+from collections.abc import Iterable
 from secrets import randbits
 from typing import NamedTuple, final
 
@@ -19,6 +20,7 @@ from inferencesched.prefix.hashing import block_hashes
 from inferencesched.prefix.index import PrefixIndex
 from inferencesched.prefix.recency import Recency
 from inferencesched.request import InferenceRequest
+from inferencesched.signals import CACHED_BLOCKS
 
 
 class PrefixReceipt(NamedTuple):
@@ -42,10 +44,9 @@ def columns_of(matched: FloatArray, held: FloatArray, blocks: int, block_size: i
     return {PREFIX_MATCH: matched / max(1, blocks), PREFIX_TOKENS: held * block_size}
 
 
-def unknown_columns(endpoints: Endpoints) -> dict[Signal, FloatArray]:
+def unknown_columns(endpoints: Endpoints, signals: Iterable[Signal]) -> dict[Signal, FloatArray]:
     """Return the columns for a request of which no hashes are known."""
-    unknown = np.full(len(endpoints), np.nan)
-    return {PREFIX_MATCH: unknown, PREFIX_TOKENS: unknown}
+    return dict.fromkeys(signals, np.full(len(endpoints), np.nan))
 
 
 def hashes_of(
@@ -83,6 +84,7 @@ class ApproximatePrefixProducer:
     max_blocks: how much is looked up and remembered of one prompt, in blocks; None is all.
     seed: of the hashes; None draws a secret one, so that no client can aim at another tenant's blocks. Decisions do
         not depend on it.
+    count_blocks: fill ``CACHED_BLOCKS`` too, the matched blocks by number, for who asks for more than a share.
 
     Safe from any thread, for the endpoints of one pool. Cost: a match and, at commit, an insertion (`PrefixIndex`).
     A slot that was handed to another endpoint starts empty.
@@ -111,6 +113,7 @@ class ApproximatePrefixProducer:
         ttl: float | None = None,
         max_blocks: int | None = None,
         seed: int | None = None,
+        count_blocks: bool = False,
     ) -> None:
         whole_number("block_size", block_size, low=1)
         if max_blocks is not None:
@@ -120,6 +123,7 @@ class ApproximatePrefixProducer:
         self.block_size = block_size
         self.max_blocks = max_blocks
         self.automatic = automatic
+        self.count_blocks = count_blocks
         self.seed = randbits(64) if seed is None else seed
         self.index = PrefixIndex(1, capacity)
         self._recency = None if ttl is None else Recency(ttl)
@@ -131,23 +135,24 @@ class ApproximatePrefixProducer:
     @property
     def produces(self) -> tuple[Signal, ...]:
         """Which columns does it fill?"""
-        return (PREFIX_MATCH, PREFIX_TOKENS)
+        return (PREFIX_MATCH, PREFIX_TOKENS, CACHED_BLOCKS) if self.count_blocks else (PREFIX_MATCH, PREFIX_TOKENS)
 
     def produce(self, request: InferenceRequest, endpoints: Endpoints, cycle: CycleState) -> Produced[PrefixReceipt]:
-        """Return both columns and what `commit` needs. Blocks whose time is up do not count, whoever asks next."""
+        """Return the columns and what `commit` needs. Blocks whose time is up do not count, whoever asks next."""
         hashes = self.hashes(request)
         if hashes is None:
             nothing = np.zeros(len(endpoints), dtype=np.int64)
-            return Produced(unknown_columns(endpoints), PrefixReceipt(None, endpoints, nothing))
+            return Produced(unknown_columns(endpoints, self.produces), PrefixReceipt(None, endpoints, nothing))
         with self._lock:
             self._forget_old(cycle.now)
             matched = self._matched(hashes, endpoints)
             if len(hashes):
                 self._lookups.count(hit=bool(matched.any()))
         reach = matched.astype(np.float64)
-        return Produced(
-            columns_of(reach, reach, len(hashes), self.block_size), PrefixReceipt(hashes, endpoints, matched)
-        )
+        columns = columns_of(reach, reach, len(hashes), self.block_size)
+        if self.count_blocks:
+            columns[CACHED_BLOCKS] = reach
+        return Produced(columns, PrefixReceipt(hashes, endpoints, matched))
 
     def commit(self, receipt: PrefixReceipt, slot: int, *, now: float) -> None:
         """Remember that the prompt went to `slot`."""

@@ -37,7 +37,7 @@ class NoHitLruProducer:
     ----------
     lru_size: how many endpoints are remembered; beyond, the one that got a cold prompt longest ago counts as one that
         never did.
-    producer: whose ``PREFIX_MATCH`` is read, where several producers fill it; ``COLD_RANK`` then has its name too.
+    producer: whose ``PREFIX_MATCH`` is read, where several producers fill it.
 
     A cold prompt counts for the primary target and for those that compute it (`Scheduler`'s ``computing``), when it is
     booked. An endpoint that left is forgotten, and who gets its slot begins anew. Safe from any thread, for one pool.
@@ -59,7 +59,6 @@ class NoHitLruProducer:
         self.lru_size = whole_number("lru_size", lru_size, low=1)
         self.producer = producer
         self._match = of_producer(PREFIX_MATCH, producer)
-        self._rank = of_producer(COLD_RANK, producer)
         self._tenancy = Tenancy()
         self._stamps: IntArray = np.full(1, -1, dtype=np.int64)  # by slot: when, in cold prompts; -1 is never
         self._count = 0
@@ -68,7 +67,7 @@ class NoHitLruProducer:
     @property
     def produces(self) -> tuple[Signal, ...]:
         """Which columns does it fill?"""
-        return (self._rank,)
+        return (COLD_RANK,)
 
     @property
     def reads(self) -> tuple[Reads, ...]:
@@ -84,7 +83,7 @@ class NoHitLruProducer:
             here = self._stamps_of(endpoints.slots, endpoints.generations)
         ranks: FloatArray = np.searchsorted(np.sort(everybody[everybody >= 0]), here).astype(np.float64)
         ranks[here < 0] = -1.0
-        return Produced({self._rank: ranks}, ColdReceipt(cold, endpoints))
+        return Produced({COLD_RANK: ranks}, ColdReceipt(cold, endpoints))
 
     def commit(self, receipt: ColdReceipt, slot: int, *, now: float) -> None:
         """Note that a cold prompt went to `slot`; of others nothing is noted."""

@@ -69,8 +69,8 @@ class P2PSource:
     chances ``1 / (1 + queue)``, at ``fnv1a32(request_id) / 2**32``, in the order of their names: the same request draws
     the same source, whatever the order of the endpoints. An unknown queue counts as the longest of the candidates'.
 
-    Fills no column: `source_headers` makes the header of it once the decision is made. Reads ``CACHED_BLOCKS`` (cycle, `BlockCounts`) and, where
-    somebody tells tiers apart, ``READABLE_BLOCKS``, which then decides what can be fetched: an endpoint that has the
+    Fills no column: `source_headers` makes the header of it once the decision is made. Reads ``CACHED_BLOCKS`` (cycle; a prefix producer's with
+    ``count_blocks``) and, where somebody tells tiers apart, ``READABLE_BLOCKS``, which then decides what can be fetched: an endpoint that has the
     prompt in its accelerator's memory only is no source, nor is one that it was merely sent to. Reads ``PREFIX_TOKENS``
     (cycle) for the size of a block, and ``WAITING_QUEUE_SIZE`` (scraped).
 
@@ -169,7 +169,7 @@ def source_headers(result: SchedulingResult) -> Mapping[str, str]:
     >>> for name, queue in (("a", 9), ("b", 0)):
     ...     pool.join(name, address=f"{name}:8000")
     ...     pool.observe(name, {WAITING_QUEUE_SIZE: queue}, now=0.0)
-    >>> producers = (isched.BlockCounts(isched.ApproximatePrefixProducer(block_size=4)), P2PSource())
+    >>> producers = (isched.ApproximatePrefixProducer(block_size=4, count_blocks=True), P2PSource())
     >>> profile = isched.SchedulingProfile(isched.MaxScorePicker(), (isched.WeightedScorer(isched.QueueScorer()),))
     >>> scheduler, rng = isched.Scheduler(profile, producers=producers), np.random.default_rng(1)
     >>> request = InferenceRequest(request_id="r-1", tokens=np.arange(16, dtype=np.uint32))

@@ -20,19 +20,20 @@ class NoHitLruScorer:
     ``max(0, 1 - (m + r) / (n - 1))`` with m of those that never did, and r the rank in the whole pool's order of last
     use. One candidate scores 1.
 
-    Reads ``COLD_RANK`` (cycle, `inferencesched.producers.NoHitLruProducer`); lower is better, -1 and unknown are never.
-    Reads ``PREFIX_MATCH`` (cycle), those of `producer` where several producers fill it; unknown is no match.
+    Reads ``COLD_RANK`` (cycle, `inferencesched.producers.NoHitLruProducer`), that of `cold_producer` where there are
+    several; lower is better, -1 and unknown are never. Reads ``PREFIX_MATCH`` (cycle), that of `producer`; unknown is no match.
     Never-used endpoints are told apart by nothing but their order: that of the pool's snapshot, oldest member first.
     Source: llm-d router's ``no-hit-lru-scorer``.
     """
 
     producer: str = ""
+    cold_producer: str = ""
 
     @property
     def reads(self) -> tuple[Reads, ...]:
         """Which columns, and which way is better?"""
         return (
-            Reads(of_producer(COLD_RANK, self.producer), "lower"),
+            Reads(of_producer(COLD_RANK, self.cold_producer), "lower"),
             Reads(of_producer(PREFIX_MATCH, self.producer), required=False),
         )
 
@@ -44,7 +45,7 @@ class NoHitLruScorer:
             return np.full(count, 0.5)
         if count <= 1:
             return np.ones(count)
-        ranks = endpoints[of_producer(COLD_RANK, self.producer)]
+        ranks = endpoints[of_producer(COLD_RANK, self.cold_producer)]
         never = ~(ranks >= 0.0)
         places = np.where(never, np.cumsum(never) - 1, never.sum() + ranks)
         return np.maximum(0.0, 1.0 - places / (count - 1))
