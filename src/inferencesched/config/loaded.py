@@ -116,7 +116,7 @@ def profile_of(bench: Workbench, name: str, members: Iterable[Member], path: str
     scorers: list[WeightedScorer] = []
     pickers: list[tuple[str, Picker]] = []
     for member in members:
-        instance = bench.plugin(member.name, member.path)
+        instance = bench.plugin(member.name, member.path, "filter", "scorer", "picker")
         if instance.is_a("filter"):
             filters.append(instance.plugin)
         if instance.is_a("scorer"):

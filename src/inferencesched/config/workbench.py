@@ -5,7 +5,7 @@ names. Whatever is refused comes out as one `ConfigError` with the path of the p
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from graphlib import CycleError, TopologicalSorter
 from typing import Any, Final, Protocol
 
@@ -110,7 +110,7 @@ class Workbench:
             graph[instance.name] = []
             for reference in references(instance.parameters, f"{instance.path}.parameters"):
                 if reference.name not in self.instances:
-                    raise self._missing(reference.path, reference.name)
+                    raise self._missing(reference.path, reference.name, self.instances)
                 graph[instance.name].append(reference.name)
         try:
             order = list(TopologicalSorter(graph).static_order())
@@ -120,10 +120,11 @@ class Workbench:
         for name in order:
             self._made(self.instances[name])
 
-    def plugin(self, name: str, path: str) -> Instance:
-        """Return the plug-in of that name; `ConfigError` where there is none."""
+    def plugin(self, name: str, path: str, *kinds: Kind) -> Instance:
+        """Return the plug-in of that name; `ConfigError` where there is none, with the names of these kinds."""
         if name not in self.instances:
-            raise self._missing(path, name)
+            known = [each.name for each in self.of_kind(*kinds)] if kinds else self.instances
+            raise self._missing(path, name, known)
         return self._made(self.instances[name])
 
     def trial(self, instance: Instance) -> Any:
@@ -154,8 +155,9 @@ class Workbench:
         instance.plugin, instance.made = plugin, True
         return instance
 
-    def _missing(self, path: str, name: str) -> ConfigError:
-        return ConfigError(path, name, one_of(name, self.instances, "a plug-in of this configuration, "))
+    @staticmethod
+    def _missing(path: str, name: str, known: Iterable[str]) -> ConfigError:
+        return ConfigError(path, name, one_of(name, known, "a plug-in of this configuration, "))
 
     def _circle(self, circle: list[str]) -> ConfigError:
         place = f"{self.instances[circle[0]].path}.parameters"
