@@ -132,6 +132,7 @@ def scored_as_expected(expect: Mapping[str, Any], scores: dict[str, float], sile
     for one, sign, other in expect.get("relations", ()):
         left, right = (scores[plain(each)] if isinstance(each, str) else each for each in (one, other))
         holds = {">": left > right, "<": left < right, ">=": left >= right, "<=": left <= right, "==": left == right}
+        holds["!="] = left != right
         if not holds[sign]:
             raise Mismatch(f"{one} {sign} {other}", (left, right))
     if "highest" in expect:

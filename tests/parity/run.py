@@ -14,7 +14,19 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tests.parity import affinity, approximate, blocks, events, handlers, hashes, plugins, precise, sessions
+from tests.parity import (
+    affinity,
+    approximate,
+    blocks,
+    configs,
+    events,
+    handlers,
+    hashes,
+    load,
+    plugins,
+    precise,
+    sessions,
+)
 from tests.parity.cases import Case, Outcome, Runner, differences, loaded, outcome
 from tests.parity.known import NOT_YET
 
@@ -28,6 +40,8 @@ RUNNERS: dict[tuple[str, str], Runner] = {
     **affinity.RUNNERS,
     **sessions.RUNNERS,
     **handlers.RUNNERS,
+    **configs.RUNNERS,
+    **load.RUNNERS,
 }
 
 

@@ -127,7 +127,8 @@ class PrefixCacheAffinityFilter:
         if self.max_ttft_penalty_ms:
             ttft = known(self._ttft_ms(endpoints), inf)
             quickest, elsewhere = float(ttft[sticky].min()), float(ttft[~sticky].min())
-            if quickest - elsewhere > self.max_ttft_penalty_ms:  # both unknown: no number, and no reason to leave
+            behind = round(quickest - elsewhere, 6)  # to the nanosecond: columns are seconds
+            if behind > self.max_ttft_penalty_ms:  # both unknown: no number, and no reason to leave
                 return everybody
         return sticky
 

@@ -6,11 +6,11 @@ the prompt (vllm/v1/core/kv_cache_utils.py, `generate_block_hash_extra_keys`), w
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from inferencesched._typing import IndexArray
+from inferencesched._typing import FloatArray, IndexArray
 from inferencesched.errors import InvalidInputError, whole_number
 from inferencesched.prefix.extra_keys import Feature
 from inferencesched.prefix.kv_records import ExtraKey
@@ -64,6 +64,25 @@ def touched_within(touched: IndexArray, depth: int) -> int:
     2
     """
     return int(np.searchsorted(touched, depth, side="left"))
+
+
+class MediaHit(NamedTuple):
+    """Does anybody hold a block of the prompt's pictures or sounds, and does anybody tell?"""
+
+    hit: bool
+    tracked: bool
+
+
+def media_hit(blocks: FloatArray) -> MediaHit:
+    """Was there a match of pictures or sounds, for who counts such hits?
+
+    `blocks`, ``float64[E]``, are how many of the blocks that they touch each endpoint holds (`touched_within`), NaN where
+    nobody keeps track.
+
+    >>> media_hit(np.array([np.nan, 0.0]))
+    MediaHit(hit=False, tracked=True)
+    """
+    return MediaHit(bool((blocks > 0).any()), bool((~np.isnan(blocks)).any()))
 
 
 def vllm_extra_keys(
