@@ -24,7 +24,7 @@ from numba.extending import NativeValue, intrinsic, models, register_model, unbo
 from numba.np.arrayobj import populate_array
 from numba.np.numpy_support import as_dtype
 
-from inferencesched._typing import DepthArray
+from inferencesched._typing import DepthArray, HashArray
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -72,36 +72,54 @@ def entry(function: Callable[P, R], *arguments: Any) -> Callable[P, R]:
 
 
 def lent(function: Callable[P, R], *arguments: Any) -> Callable[P, R]:
-    """Return a kernel's machine code as `entry` does, without the 20 ns that numba takes to hold on to each array.
+    """Return a kernel's machine code as `entry` does, without the 20 ns in which numba takes hold of each array.
 
-    Arguments are looked at where they lie: an array of other dtype or dimensions, not contiguous or not aligned is a
-    `TypeError`, and the kernel has not begun. Whoever calls it has to be sure that an array is one, ``type(x) is
-    ndarray``, and passes it as an argument, which keeps it alive; the kernel does not return it. Read-only as above.
+    An array is looked at where it lies: one of another dtype or number of dimensions, not contiguous, not aligned, or
+    read-only where the example is not, is a `TypeError`, and the kernel has not begun. The caller has to be sure that
+    it is an array, ``type(x) is ndarray``; the call keeps it alive, so the kernel must not return it. A tuple is passed
+    as a handle (`items_of`).
     """
-    kinds = (
-        Lent(kind.dtype, kind.ndim, "C") if isinstance(kind, types.Array) else kind
-        for kind in map(numba.typeof, arguments)
-    )
-    return cast(Callable[P, R], cast(Any, function).compile(tuple(kinds)))
+    return cast(Callable[P, R], cast(Any, function).compile(tuple(map(_lent_type, arguments))))
+
+
+def _lent_type(argument: Any) -> Any:
+    kind = numba.typeof(argument)
+    if isinstance(kind, types.Array):
+        return Lent(kind.dtype, kind.ndim, not kind.mutable)
+    return _HANDLE if isinstance(argument, tuple) else kind
 
 
 class Lent(types.Array):  # type: ignore[misc]  # numba is untyped
     """An array that a kernel reads through its caller's reference, and counts no reference of its own."""
 
-    def __init__(self, dtype: Any, ndim: int, layout: str) -> None:
-        super().__init__(dtype, ndim, layout, name=f"lent({dtype}, {ndim}d, {layout})")
+    def __init__(self, dtype: Any, ndim: int, readonly: bool) -> None:
+        words = "lent readonly" if readonly else "lent"
+        super().__init__(dtype, ndim, "C", readonly=readonly, name=f"{words}({dtype}, {ndim}d)")
 
 
+class _Handle(types.Opaque):  # type: ignore[misc]
+    """An object of Python's by its address."""
+
+
+_HANDLE = _Handle("handle")
 register_model(Lent)(models.ArrayModel)
+register_model(_Handle)(models.OpaqueModel)
 
-#: What numpy's C interface promises of an array: words behind the object's head, and flags.
-_DATA, _DIMENSIONS, _SHAPE, _DTYPE, _FLAGS = (object.__basicsize__ + 8 * i for i in (0, 1, 2, 5, 6))
-_CONTIGUOUS_AND_ALIGNED = 0x0001 | 0x0100
-#: And of a dtype: its byte order is one character behind the pointer to its scalar type, its number a word further.
-_ORDER, _NUMBER = object.__basicsize__ + 10, object.__basicsize__ + 12
+#: What the C interfaces promise: words behind an array's head, and its flags; a dtype's byte order and number.
+_HEAD = object.__basicsize__
+_TYPE = _HEAD - 8
+_DATA, _DIMENSIONS, _SHAPE, _DTYPE, _FLAGS = (_HEAD + 8 * i for i in (0, 1, 2, 5, 6))
+_ORDER, _NUMBER = _HEAD + 10, _HEAD + 12
+_PLAIN, _WRITEABLE = 0x0001 | 0x0100, 0x0400  # contiguous and aligned
+_ITEMS = tuple.__basicsize__
 
 
-@unbox(Lent)
+@unbox(_Handle)  # type: ignore[untyped-decorator]
+def _by_address(_kind: Any, thing: Any, c: Any) -> Any:
+    return NativeValue(c.builder.bitcast(thing, c.pyapi.voidptr))
+
+
+@unbox(Lent)  # type: ignore[untyped-decorator]
 def _look_at(kind: Any, array: Any, c: Any) -> Any:
     """Read where an array's data are and how many, after its flags and dtype are found to be the right ones."""
     builder, ir = c.builder, cgutils.ir
@@ -112,12 +130,12 @@ def _look_at(kind: Any, array: Any, c: Any) -> Any:
         return builder.load(builder.bitcast(place, cell.as_pointer()))
 
     dtype, flags = read(array, _DTYPE, byte.as_pointer()), read(array, _FLAGS, short)
-    wrong = cgutils.false_bit
+    wanted, wrong = _PLAIN | (_WRITEABLE if kind.mutable else 0), cgutils.false_bit
     for found, expected in (
-        (builder.and_(flags, short(_CONTIGUOUS_AND_ALIGNED)), _CONTIGUOUS_AND_ALIGNED),
+        (builder.and_(flags, short(wanted)), wanted),
         (read(array, _DIMENSIONS, short), kind.ndim),
         (read(dtype, _NUMBER, short), as_dtype(kind.dtype).num),
-        (read(dtype, _ORDER, byte), ord("=")),
+        (read(dtype, _ORDER, byte), ord(as_dtype(kind.dtype).byteorder)),
     ):
         wrong = builder.or_(wrong, builder.icmp_unsigned("!=", found, found.type(expected)))
     native = c.context.make_array(kind)(c.context, builder)
@@ -173,11 +191,32 @@ def _load(size: int) -> Any:
     return load
 
 
-def _pointer(_context: Any, _address: Any) -> Any:
-    def build(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.inttoptr(arguments[0], target.get_value_type(signature.return_type))
+def _pointer(cell: Any) -> Any:
+    def pointer(_context: Any, _address: Any) -> Any:
+        def build(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            return builder.inttoptr(arguments[0], target.get_value_type(signature.return_type))
 
-    return types.CPointer(types.int32)(types.int64), build
+        return types.CPointer(cell)(types.int64), build
+
+    return pointer
+
+
+def _address(_context: Any, thing: Any) -> Any:
+    def build(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        value = arguments[0]
+        if isinstance(signature.args[0], types.Array):
+            value = target.make_array(signature.args[0])(target, builder, value).data
+        return builder.ptrtoint(value, target.get_value_type(types.int64))
+
+    return types.int64(thing), build
+
+
+def _add(_context: Any, _address: Any, _value: Any) -> Any:
+    def build(_target: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        cell = arguments[1].type.as_pointer()
+        return builder.atomic_rmw("add", builder.inttoptr(arguments[0], cell), arguments[1], "seq_cst")
+
+    return types.int64(types.int64, types.int64), build
 
 
 def _store(size: int) -> Any:
@@ -220,10 +259,53 @@ store32: Callable[[int, int], None] = intrinsic(_store(32))
 store64: Callable[[int, np.uint64], None] = intrinsic(_store(64))
 #: Tell the processor that an address will be read: it starts to fetch, and goes on.
 prefetch: Callable[[int], None] = intrinsic(_prefetch)
-_pointer32 = intrinsic(_pointer)
+#: Add to an int64 at an address and return what was there before, as one step for all threads, in one order for all:
+#: no read or write moves from behind it to before it, nor the other way.
+add64: Callable[[int, int], int] = intrinsic(_add)
+#: Return the address of an array's data, or of what a handle stands for.
+address_of: Callable[[Any], int] = intrinsic(_address)
+_pointer32, _pointer64 = intrinsic(_pointer(types.int32)), intrinsic(_pointer(types.uint64))
+_HASH_NUMBER = np.dtype(np.uint64).num
 
 
 @kernel
 def array32(address: int, count: int) -> DepthArray:
     """Read `count` int32 from an address on as an array: a loop over it is vectorised, one of `load32` is not."""
     return numba.carray(_pointer32(address), count)  # type: ignore[no-any-return]  # numba is untyped
+
+
+@kernel
+def array64(address: int, count: int) -> HashArray:
+    """Read `count` uint64 from an address on as an array."""
+    return numba.carray(_pointer64(address), count)  # type: ignore[no-any-return]
+
+
+@kernel
+def count_of(items: tuple[object, ...]) -> int:
+    """Return how many items a tuple has that was lent."""
+    return signed(load64(address_of(items) + _HEAD))
+
+
+@kernel
+def item_of(items: tuple[object, ...], i: int) -> int:
+    """Return the address of item i of a tuple that was lent: tuples do not change, and hold on to their items."""
+    return signed(load64(address_of(items) + _ITEMS + (i << 3)))
+
+
+@kernel
+def is_hashes(thing: int, kind: int) -> bool:
+    """Is the object at this address a contiguous uint64 array of one dimension? `kind` is ``id(numpy.ndarray)``."""
+    if signed(load64(thing + _TYPE)) != kind or load32(thing + _DIMENSIONS) != 1:
+        return False
+    dtype = signed(load64(thing + _DTYPE))
+    order = (load32(dtype + _ORDER - 2) >> 16) & 255
+    plain = load32(thing + _FLAGS) & _PLAIN
+    return (
+        plain == _PLAIN and load32(dtype + _NUMBER) == _HASH_NUMBER and order == 61
+    )  # ord(as_dtype(kind.dtype).byteorder)
+
+
+@kernel
+def hashes_at(thing: int) -> HashArray:
+    """Return the array that `is_hashes` found good."""
+    return array64(signed(load64(thing + _DATA)), signed(load64(signed(load64(thing + _SHAPE)))))

@@ -182,7 +182,7 @@ def _chain_long(
     rooted: bool,
     out: HashArray,
 ) -> None:
-    """Fill `out` as `chain_blocks` does, for blocks of more than 60 tokens, read as uint64."""
+    """Fill `out` as `chain_into` does, for blocks of more than 60 tokens, read as uint64."""
     count = out.shape[0]
     if size % 2 == 0:
         words = tokens[: count * size].view(np.uint64)
@@ -203,16 +203,21 @@ def _chain_long(
 
 
 @kernel
-def chain_blocks(
-    tokens: TokenArray, size: int, local_seed: np.uint64, chain_seed: np.uint64, parent: np.uint64, rooted: bool
-) -> HashArray:
-    """Hash blocks and chain them in one pass: uint32[T] -> uint64[T // size].
+def chain_into(
+    tokens: TokenArray,
+    size: int,
+    local_seed: np.uint64,
+    chain_seed: np.uint64,
+    parent: np.uint64,
+    rooted: bool,
+    out: HashArray,
+) -> None:
+    """Hash blocks and chain them in one pass: uint32[T] -> uint64[T // size], into `out`.
 
     Each block is hashed with `local_seed`; block 0 is its own chain value where `rooted`, else it follows `parent`.
     The blocks' own hashes do not depend on each other, so the processor computes them beside the chain, which does.
     """
-    count = tokens.shape[0] // size
-    out = np.empty(count, dtype=np.uint64)
+    count = out.shape[0]
     previous = parent
     if size == 16:  # the usual size, written out: twice as fast as the loop of `_upto_32`
         a, b, c, d = S0 + local_seed, S8 - local_seed, S16 + local_seed, S24 - local_seed
@@ -224,11 +229,11 @@ def chain_blocks(
             local = _avalanche(U64 * P64_1 + local)
             previous = local if rooted and k == 0 else _sixteen(previous, local, U16, chain_seed)
             out[k] = previous
-        return out
+        return
     keys = _keys(local_seed)
     if size > 60:
         _chain_long(tokens, size, keys, chain_seed, parent, rooted, out)
-        return out
+        return
     for k in range(count):
         i = size * k
         if size <= 4:
@@ -239,4 +244,13 @@ def chain_blocks(
             local = _upto_60(tokens, i, size, keys)
         previous = local if rooted and k == 0 else _sixteen(previous, local, U16, chain_seed)
         out[k] = previous
+
+
+@kernel
+def chain_blocks(
+    tokens: TokenArray, size: int, local_seed: np.uint64, chain_seed: np.uint64, parent: np.uint64, rooted: bool
+) -> HashArray:
+    """Return what `chain_into` writes, as an array of its own."""
+    out = np.empty(tokens.shape[0] // size, dtype=np.uint64)
+    chain_into(tokens, size, local_seed, chain_seed, parent, rooted, out)
     return out

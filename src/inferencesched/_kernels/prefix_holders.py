@@ -12,6 +12,7 @@ A run with more pieces than `_crowd` keeps a column, so that matching and editin
 """
 
 from inferencesched._kernels._compile import kernel, load32, store32
+from inferencesched._kernels.prefix_gate import shut, unshut
 from inferencesched._kernels.prefix_memory import (
     CAPACITY,
     COLUMN,
@@ -235,16 +236,19 @@ def _break_up(root: IntArray, column: int, width: int) -> None:
 @kernel
 def widen(root: IntArray, width: int) -> None:
     """Make new columns for `width` endpoints."""
+    shut(root)
     while root[FREE_COLUMNS] != 0:
         column = root[FREE_COLUMNS]
         root[FREE_COLUMNS] = load32(at(root, column))
         _break_up(root, column, root[COLUMN_WIDTH])
     root[COLUMN_WIDTH] = width
+    unshut(root)
 
 
 @kernel
 def crowd(root: IntArray) -> None:
     """Give the run root[CROWDED] a column. A page has room for it: the rest of the last page is left to cells."""
+    shut(root)
     run = at(root, root[CROWDED])
     root[CROWDED] = 0
     width = root[COLUMN_WIDTH]
@@ -283,6 +287,7 @@ def crowd(root: IntArray) -> None:
     store32(run + HEAD, 0)
     store32(run + COLUMN, column)
     root[COLUMNS] += 1
+    unshut(root)
 
 
 # --- holding -----------------------------------------------------------------------------------------------------

@@ -33,6 +33,8 @@ TOP, FREE_CELLS, FREE_PIECES, FREE_COLUMNS, ENDS, CAPACITY, COLUMN_WIDTH = range
 RUNS, PIECES, COLUMNS, LEVELS, SEGMENTS, EVICTED, ABSENT = range(14, 21)
 #: What one kernel leaves for the next: a block, how much of its run a chain covers, runs that wait.
 FOUND, COVER, TO_TRIM, CROWDED = range(21, 25)
+#: Who is in (`prefix_gate`), and how many endpoints an answer has.
+GATE, ENDPOINTS = range(25, 27)
 PAGES = 32
 
 PARENT, START, LENGTH, LAST, HEAD, COUNT, COLUMN = range(0, 28, 4)

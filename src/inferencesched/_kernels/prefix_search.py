@@ -7,12 +7,26 @@ Probes compare 34 bits; the block found in the end is compared in full, and its 
 
 import numpy as np
 
-from inferencesched._kernels._compile import array32, kernel, load32, load64, prefetch, signed
+from inferencesched._kernels._compile import (
+    array32,
+    count_of,
+    hashes_at,
+    is_hashes,
+    item_of,
+    kernel,
+    load32,
+    load64,
+    prefetch,
+    signed,
+)
+from inferencesched._kernels.hashing import chain_into
+from inferencesched._kernels.prefix_gate import enter, leave
 from inferencesched._kernels.prefix_memory import (
     BITS,
     COLUMN,
     CUTS,
     ENDPOINT,
+    ENDPOINTS,
     FOLLOW,
     HEAD,
     HI,
@@ -22,6 +36,7 @@ from inferencesched._kernels.prefix_memory import (
     NAME,
     OLD,
     OLD_BITS,
+    OWNER,
     PARENT,
     SOLE,
     SOLE_CUT,
@@ -39,9 +54,10 @@ from inferencesched._kernels.prefix_memory import (
     offset_of,
     run_of,
 )
-from inferencesched._typing import DepthArray, HashArray, IntArray
+from inferencesched._typing import DepthArray, HashArray, IntArray, TokenArray
 
 WAYS = 8  # of the search: so many probes are under way at once
+FIRST_PIECE = 256  # blocks that are hashed before the first look
 
 
 @kernel
@@ -68,7 +84,7 @@ def depth_of(root: IntArray, name: int) -> int:
 @kernel
 def deepest(root: IntArray, chain: HashArray, first: int) -> tuple[int, int]:
     """Return how many of the chain's first blocks are known, and the last of those; `first` is the depth of block 0."""
-    low, high, name = 0, chain.shape[0], 0
+    low, high, name, chunk = 0, chain.shape[0], 0, 0
     # Read once: after a hint to the processor the compiler would read them anew each time.
     table, bits, growing = root[TABLE], root[BITS], root[OLD] != 0
     shift = U64 - np.uint64(bits)
@@ -92,6 +108,11 @@ def deepest(root: IntArray, chain: HashArray, first: int) -> tuple[int, int]:
                 break
             name = found
             low = position + 1
+        if name != 0 and low < high:  # what is found next mostly lies in the same run: fetch that on the way
+            if chunk != 0:
+                prefetch(at(root, load32(chunk + OWNER)))
+            chunk = at(root, (name >> 3) << 1)
+            prefetch(chunk)
     if low == 0 or (hash_of(root, name) == chain[low - 1] and depth_of(root, name) == first + low - 1):
         return low, name
     # 34 bits were not enough: look at each block in full.
@@ -166,18 +187,80 @@ def _depths(root: IntArray, chain: HashArray, out: DepthArray) -> None:
 def match(root: IntArray, chain: HashArray, out: DepthArray) -> bool:
     """Fill out, int32[E], with how many of the chain's first blocks each endpoint holds.
 
-    False, and nothing done, where the chain is not contiguous: the caller need not ask, which costs more than this.
+    False, and nothing done, where the index is being changed, or has another number of endpoints: the caller need not
+    ask about it before, which costs more than this.
     """
-    if chain.shape[0] > 1 and chain.strides[0] != chain.itemsize:
+    if not enter(root):
         return False
-    _depths(root, chain, out)
-    return True
+    fits = bool(out.shape[0] == root[ENDPOINTS])
+    if fits:
+        _depths(root, chain, out)
+    leave(root)
+    return fits
 
 
 @kernel
-def match_many(root: IntArray, chains: HashArray, ends: IntArray, out: DepthArray) -> None:
-    """Fill out, int32[Q, E], for chains that lie behind each other and end at `ends`, int64[Q]."""
+def match_many(root: IntArray, chains: HashArray, ends: IntArray, out: DepthArray) -> bool:
+    """Fill out, int32[Q, E], for chains that lie behind each other and end at `ends`, int64[Q]; or False as above."""
     begin = 0
     for q in range(ends.shape[0]):
-        _depths(root, chains[begin : ends[q]], out[q])
+        if ends[q] < begin:
+            return False
         begin = ends[q]
+    if begin != chains.shape[0] or out.shape[0] != ends.shape[0] or not enter(root):
+        return False
+    fits = bool(out.shape[1] == root[ENDPOINTS])
+    if fits:
+        begin = 0
+        for q in range(ends.shape[0]):
+            _depths(root, chains[begin : ends[q]], out[q])
+            begin = ends[q]
+    leave(root)
+    return fits
+
+
+@kernel
+def match_each(root: IntArray, chains: tuple[HashArray, ...], kind: int, out: DepthArray) -> bool:
+    """Fill out, int32[Q, E], for a tuple of chains that was lent; or False as above, or where one is no such array.
+
+    `kind` is ``id(numpy.ndarray)``.
+    """
+    count = count_of(chains)
+    for q in range(count):
+        if not is_hashes(item_of(chains, q), kind):
+            return False
+    if out.shape[0] != count or not enter(root):
+        return False
+    fits = bool(out.shape[1] == root[ENDPOINTS])
+    if fits:
+        for q in range(count):
+            _depths(root, hashes_at(item_of(chains, q)), out[q])
+    leave(root)
+    return fits
+
+
+@kernel
+def match_tokens(
+    root: IntArray, tokens: TokenArray, size: int, local_seed: np.uint64, chain_seed: np.uint64, out: DepthArray
+) -> bool:
+    """Fill out, int32[E], for the chain of these tokens' blocks; or False as above.
+
+    The chain is hashed in pieces, each three times as long as all before it, until a block is not known: behind that no
+    other is.
+    """
+    count = tokens.shape[0] // size
+    chain = np.empty(count, dtype=np.uint64)
+    done, known = 0, True
+    while done < count and known:
+        goal = min(count, max(FIRST_PIECE, 4 * done))
+        previous = chain[done - 1] if done > 0 else U0
+        chain_into(
+            tokens[done * size : goal * size], size, local_seed, chain_seed, previous, done == 0, chain[done:goal]
+        )
+        done = goal
+        if done < count:
+            if not enter(root):
+                return False
+            known = find(root, chain[done - 1]) != 0
+            leave(root)
+    return match(root, chain[:done], out)

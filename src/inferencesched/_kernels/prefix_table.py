@@ -14,6 +14,7 @@ empty: many more are moved before each event than it has blocks, so that it neve
 import numpy as np
 
 from inferencesched._kernels._compile import kernel, load32, load64, signed, store32, store64
+from inferencesched._kernels.prefix_gate import shut, unshut
 from inferencesched._kernels.prefix_memory import (
     BASE,
     BELOW,
@@ -135,9 +136,11 @@ def begin_move(root: IntArray, address: int, bits: int) -> None:
     first = 0
     while load64(root[TABLE] + (first << 3)) != U0:
         first += 1
+    shut(root)
     root[OLD], root[OLD_BITS] = root[TABLE], root[BITS]
     root[TABLE], root[BITS] = address, bits
     root[MOVE_FROM], root[MOVED] = first, 0
+    unshut(root)
 
 
 @kernel
@@ -151,6 +154,7 @@ def move(root: IntArray, segments: int) -> bool:
     done = int(root[MOVED])
     goal = min(done + segments * SEGMENT, size)
     root[SEGMENTS] += (goal - done + SEGMENT - 1) // SEGMENT
+    shut(root)
     while True:
         address = old + (((root[MOVE_FROM] + done) & (size - 1)) << 3)
         slot = load64(address)
@@ -165,10 +169,10 @@ def move(root: IntArray, segments: int) -> bool:
             store64(address, U0)
         done += 1
     root[MOVED] = done
-    if done < size:
-        return False
-    root[OLD], root[OLD_BITS], root[MOVE_FROM], root[MOVED] = 0, 0, 0, 0
-    return True
+    if done >= size:
+        root[OLD], root[OLD_BITS], root[MOVE_FROM], root[MOVED] = 0, 0, 0, 0
+    unshut(root)
+    return bool(done >= size)
 
 
 # --- runs --------------------------------------------------------------------------------------------------------

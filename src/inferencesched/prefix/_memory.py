@@ -11,11 +11,14 @@ from typing import final
 
 import numpy as np
 
+from inferencesched._kernels.prefix_gate import shut
 from inferencesched._kernels.prefix_holders import widen
 from inferencesched._kernels.prefix_memory import (
     BITS,
     CAPACITY,
+    ENDPOINTS,
     ENDS,
+    GATE,
     MOVE_FROM,
     MOVED,
     PAGE,
@@ -72,6 +75,7 @@ class Memory:
             self.ends = ends
             self.root[ENDS] = address(ends)
             widen(self.root, width)
+        self.root[ENDPOINTS] = endpoints
 
     def reserve(self, blocks: int, units: int) -> None:
         """Make room for so many blocks more in the table, and for so many units of records."""
@@ -125,7 +129,9 @@ class Memory:
             raise MemoryError(f"a prefix index takes at most {MOST_PAGES * PAGE * 32} bytes of records")
         page = np.empty(PAGE * 8, dtype=np.int32)
         if PAGES + len(self.pages) == len(self.root):
+            shut(self.root)  # for ever: whoever comes late with the old one is sent away, to come with the new one
             self.root = np.concatenate([self.root, np.zeros(len(self.root), dtype=np.int64)])
+            self.root[GATE] = 0
         self.root[PAGES + len(self.pages)] = address(page)
         self.pages.append(page)
         self._units += PAGE
