@@ -68,4 +68,4 @@ def in_turn(graph: Mapping[str, Iterable[str]]) -> tuple[str, ...]:
         return tuple(TopologicalSorter(graph).static_order())
     except CycleError as error:
         circle = " -> ".join(error.args[1])
-        raise DependencyError("producers", circle, "none that wait for each other in a circle") from error
+        raise DependencyError("producers", circle, "none that wait for each other in a cycle") from error

@@ -161,7 +161,7 @@ class Workbench:
 
     def _circle(self, circle: list[str]) -> ConfigError:
         place = f"{self.instances[circle[0]].path}.parameters"
-        return ConfigError(place, " -> ".join(circle), "plug-ins that do not need each other in a circle")
+        return ConfigError(place, " -> ".join(circle), "plug-ins that do not need each other in a cycle")
 
 
 class _Shop:
