@@ -152,7 +152,7 @@ class Overtaken:
     def score(self, request, endpoints, cycle):
         queue = isched.known(endpoints[WAITING_QUEUE_SIZE])
         fewest = queue.min()
-        return np.where(queue == fewest, 0.5, 1.0 - 0.25 * np.minimum(fewest, 2.0))
+        return np.where(queue == fewest, 0.5, 1.0 - 0.8 * np.minimum(fewest, 1.0))
 
 
 @value

@@ -100,5 +100,8 @@ class MultiClusterPrefixCacheScorer:
         return weight * (reach * reach) + (1.0 - weight) * share
 
     def scored(self, request: InferenceRequest, endpoints: Endpoints, cycle: CycleState) -> BoolArray:
-        """Return of whom the match is known, ``bool[E]``."""
-        return ~np.isnan(endpoints[of_producer(PREFIX_MATCH, self.producer)])
+        """Return of whom what counts is known, ``bool[E]``: the match, or its length where that has a weight."""
+        told = ~np.isnan(endpoints[of_producer(PREFIX_MATCH, self.producer)])
+        if self.match_length_weight > 0:
+            told |= ~np.isnan(endpoints[of_producer(PREFIX_TOKENS, self.producer)])
+        return told

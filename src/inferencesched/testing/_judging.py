@@ -195,10 +195,10 @@ def _no_worse(
 ) -> None:
     if after[place] < before[place] - _SLACK:
         check.fail(done, f"{before[place]:g}, then {after[place]:g}", "no less: it declares that this is better")
-    passed = (before[place] >= before) & (after[place] < after - _SLACK)
+    passed = (before[place] > before + _SLACK) & (after[place] < after - _SLACK)
     if passed.any():
         check.fail(
-            done, f"it was overtaken by {names[int(np.argmax(passed))]!r}", "no less than those it was no less than"
+            done, f"it was overtaken by {names[int(np.argmax(passed))]!r}", "still ahead of those it was ahead of"
         )
 
 

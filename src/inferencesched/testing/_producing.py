@@ -99,8 +99,8 @@ def declared(check: Check, making: Making) -> None:
     """It fills the columns that it declares, and no others; what it declares stays."""
     producer = making.make()
     before = answered(check, "produces", lambda: producer.produces)
-    if not isinstance(before, tuple) or not before or not all(isinstance(each, Signal) for each in before):
-        check.fail("produces", repr(before), "a tuple of at least one Signal")
+    if not isinstance(before, tuple) or not all(isinstance(each, Signal) for each in before):
+        check.fail("produces", repr(before), "a tuple of Signals")
     if len({each.name for each in before}) != len(before):
         check.fail("produces", repr(before), "each signal once")
     for scene in making.scenes:
