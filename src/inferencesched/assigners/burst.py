@@ -13,7 +13,7 @@ import numpy as np
 
 from inferencesched._typing import HashArray
 from inferencesched.endpoints import RUNNING_REQUESTS, Endpoints
-from inferencesched.errors import InvalidInputError, NoEndpointsError, UnknownNameError, whole_number
+from inferencesched.errors import NoEndpointsError, UnknownNameError, whole_number
 from inferencesched.framework import CycleState, ProfileResult, SchedulingResult, Target
 from inferencesched.prefix.prompts import whole_prompt_hashes
 from inferencesched.request import InferenceRequest
@@ -25,6 +25,13 @@ _NO_BLOCKS: HashArray = np.empty(0, dtype=np.uint64)
 _NO_BLOCKS.flags.writeable = False
 
 
+class Place(NamedTuple):
+    """On which endpoint, by position, and how many of its first blocks do the requests before it bring there?"""
+
+    position: int
+    shared: int
+
+
 class _Unit(NamedTuple):
     """Which requests have one and the same prompt, by place, and what are its blocks?"""
 
@@ -33,9 +40,9 @@ class _Unit(NamedTuple):
 
 
 class _Batch:
-    """What has been placed so far: load, blocks and requests by endpoint; who goes first where loads are equal."""
+    """What has been placed so far: load and blocks by endpoint; who goes first where loads are equal."""
 
-    __slots__ = ("counts", "holders", "loads", "order", "share")
+    __slots__ = ("holders", "loads", "order", "share")
 
     def __init__(self, endpoints: Endpoints, total: int) -> None:
         count = len(endpoints)
@@ -49,10 +56,9 @@ class _Batch:
         for rank, position in enumerate(by_rank):
             self.order[position] = rank
         self.loads = [0] * count
-        self.counts = [0] * count
         self.holders: dict[int, set[int]] = {}
         #: Whoever has as much as this is not preferred any longer.
-        self.share = -(-total // count)
+        self.share = -(-total // max(1, count))
 
     def shared(self, blocks: Sequence[int]) -> list[int]:
         """Return how many of these blocks, from the first on without a gap, have been placed on each endpoint."""
@@ -102,7 +108,8 @@ class BurstAssigner:
     >>> pool.join("a"); pool.join("b")
     >>> prompts = np.array([[1, 2], [1, 2], [5, 6], [5, 6], [8, 9]], dtype=np.uint32)
     >>> burst = [InferenceRequest(request_id=str(i), tokens=tokens) for i, tokens in enumerate(prompts)]
-    >>> BurstAssigner(block_size=1).place(burst, pool.snapshot())
+    >>> places = BurstAssigner(block_size=1).place(burst, pool.snapshot())
+    >>> [None if each is None else each.position for each in places]
     [0, 0, 1, 1, None]
     """
 
@@ -121,52 +128,36 @@ class BurstAssigner:
         if self.balance_by not in get_args(BalanceBy):
             raise UnknownNameError("balance_by", self.balance_by, get_args(BalanceBy))
 
-    def place(self, requests: Sequence[InferenceRequest], endpoints: Endpoints) -> list[int | None]:
-        """Return each request's endpoint, by position; None for those that share nothing with any other."""
-        places: list[int | None] = [None] * len(requests)
-        if not len(endpoints):
-            return places
-        for unit, position, first, run in self._runs([self.blocks(each) for each in requests], endpoints)[1]:
-            for member in unit.members[first : first + run]:
-                places[member] = position
-        return places
+    def place(self, requests: Sequence[InferenceRequest], endpoints: Endpoints) -> list[Place | None]:
+        """Return each request's place; None for those that share nothing with any other."""
+        chains = [self.blocks(each) for each in requests]
+        return self._places(chains, self._positions(chains, endpoints)[1], len(endpoints))
 
     def assign(
         self, requests: Sequence[InferenceRequest], endpoints: Endpoints, cycle: CycleState
     ) -> list[SchedulingResult]:
         """Return one result a request, in order: the one profile is ``burst``, the score 1 where a prompt is shared, 0 else.
 
-        Tokens to compute are the prompt's, less what the same batch brings there before. Errors: `NoEndpointsError`,
-        and `InvalidInputError` for two requests of one id.
+        Tokens to compute are the prompt's, less what the batch brings there before. Errors: `NoEndpointsError`.
         """
-        if len({each.request_id for each in requests}) != len(requests):
-            raise InvalidInputError("requests", [each.request_id for each in requests], "each id once")
         if requests and not len(endpoints):
             raise NoEndpointsError(f"no endpoint for a burst of {len(requests)} requests")
-        if not requests:
-            return []
         chains = [self.blocks(each) for each in requests]
-        batch, runs = self._runs(chains, endpoints)
-        placed = {
-            member: position for unit, position, first, run in runs for member in unit.members[first : first + run]
-        }
+        batch, positions = self._positions(chains, endpoints)
+        alone = [i for i, position in enumerate(positions) if position is None]
+        for i in alone:
+            position = positions[i] = batch.least(range(len(endpoints)))
+            batch.loads[position] += 1 if self.balance_by == "requests" else len(chains[i])
         answers: list[SchedulingResult] = []
-        seen: list[set[int]] = [set() for _ in range(len(endpoints))]
-        everybody = range(len(endpoints))
-        for i, (request, chain) in enumerate(zip(requests, chains, strict=True)):
-            position = placed.get(i)
-            if position is None:
-                position = batch.least(everybody)
-                batch.loads[position] += 1 if self.balance_by == "requests" else len(chain)
-            blocks = chain.tolist()
-            depth = next((at for at, block in enumerate(blocks) if block not in seen[position]), len(blocks))
-            seen[position].update(blocks)
-            tokens = max(0, (request.prompt_tokens or 0) - depth * self.block_size)
-            slot, generation = endpoints.stay(position)
-            target = Target(
-                endpoints.name(position), slot, generation, float(i in placed), tokens, endpoints.address(position)
-            )
-            answers.append(SchedulingResult(request, _PROFILE, {_PROFILE: ProfileResult((target,))}, endpoints.version))
+        for i, place in enumerate(self._places(chains, positions, len(endpoints))):
+            assert place is not None  # nobody is left out by now
+            request, at = requests[i], place.position
+            tokens = max(0, (request.prompt_tokens or 0) - place.shared * self.block_size)
+            slot, generation = endpoints.stay(at)
+            score = 0.0 if i in alone else 1.0
+            target = Target(endpoints.name(at), slot, generation, score, tokens, endpoints.address(at))
+            profiles = {_PROFILE: ProfileResult((target,))}
+            answers.append(SchedulingResult(request, _PROFILE, profiles, endpoints.version))
         return answers
 
     def blocks(self, request: InferenceRequest) -> HashArray:
@@ -185,15 +176,32 @@ class BurstAssigner:
             tenant=request.tenant,
         )
 
-    def _runs(
-        self, chains: Sequence[HashArray], endpoints: Endpoints
-    ) -> tuple[_Batch, list[tuple[_Unit, int, int, int]]]:
-        """Return the batch as it is then, and what was placed: unit, position, the first member and how many."""
-        units = self._units(chains)
+    def _positions(self, chains: Sequence[HashArray], endpoints: Endpoints) -> tuple[_Batch, list[int | None]]:
+        """Return the batch as it is then, and each request's endpoint, None for those that share nothing."""
+        positions: list[int | None] = [None] * len(chains)
+        units = self._units(chains) if len(endpoints) else []
         sizes = [len(unit.members) if self.balance_by == "requests" else len(unit.blocks) for unit in units]
         batch = _Batch(endpoints, sum(sizes))
-        runs = [(unit, position, first, run) for unit in units for position, first, run in self._placed(unit, batch)]
-        return batch, runs
+        for unit in units:
+            for position, first, run in self._placed(unit, batch):
+                for member in unit.members[first : first + run]:
+                    positions[member] = position
+        return batch, positions
+
+    @staticmethod
+    def _places(chains: Sequence[HashArray], positions: Sequence[int | None], count: int) -> list[Place | None]:
+        """Return what each request finds where it is sent, if they are sent in this order."""
+        sent: list[set[int]] = [set() for _ in range(count)]
+        places: list[Place | None] = []
+        for chain, position in zip(chains, positions, strict=True):
+            if position is None:
+                places.append(None)
+                continue
+            blocks = chain.tolist()
+            shared = next((depth for depth, block in enumerate(blocks) if block not in sent[position]), len(blocks))
+            sent[position].update(blocks)
+            places.append(Place(position, shared))
+        return places
 
     def _units(self, chains: Sequence[HashArray]) -> list[_Unit]:
         """Return what is placed, in the order of placing."""

@@ -12,7 +12,7 @@ import numpy as np
 from inferencesched.assigners.burst import BurstAssigner
 from inferencesched.endpoints import PREFIX_MATCH, PREFIX_TOKENS, Endpoints, Signal
 from inferencesched.errors import InvalidInputError, whole_number
-from inferencesched.framework import CycleState, Produced, SchedulingResult
+from inferencesched.framework import CycleState, Produced
 from inferencesched.request import InferenceRequest
 
 
@@ -22,11 +22,8 @@ class BurstPrefixProducer:
 
     The caller gathers requests for a while, calls `plan` with them and the snapshot, and then schedules each. Fills
     ``PREFIX_MATCH``: 1 where the plan put the request, 0 elsewhere, and 0 everywhere for a request that is in no plan or
-    shares nothing; and ``PREFIX_TOKENS`` likewise, the prompt's blocks in tokens. Both are a plan and not what is cached:
-    give it a name of its own (`NamedProducer` with ``plain=()``), which a `PrefixCacheScorer` then reads, or bookings
-    believe that nothing is left to compute.
-
-    Or let it decide: it is an `Assigner` too, that of its ``assigner``.
+    shares nothing; and there ``PREFIX_TOKENS``: what of the prompt the requests planned before it bring there, in tokens.
+    Beside a producer of what is cached by now it needs a name of its own (`named_producer`), for the scorer that reads it.
 
     Parameters
     ----------
@@ -77,11 +74,11 @@ class BurstPrefixProducer:
         places = self.assigner.place(requests, endpoints)
         found = 0
         with self._lock:
-            for request, position in zip(requests, places, strict=True):
+            for request, place in zip(requests, places, strict=True):
                 self._plans.pop(request.request_id, None)
-                if position is not None:
-                    tokens = len(self.assigner.blocks(request)) * self.assigner.block_size
-                    self._plans[request.request_id] = (endpoints.stay(position)[1], tokens)
+                if place is not None:
+                    tokens = place.shared * self.assigner.block_size
+                    self._plans[request.request_id] = (endpoints.stay(place.position)[1], tokens)
                     found += 1
             while len(self._plans) > 2 * self.max_batch_size:
                 del self._plans[next(iter(self._plans))]
@@ -98,12 +95,6 @@ class BurstPrefixProducer:
         """Forget the plan: the request is on its way."""
         with self._lock:
             self._plans.pop(receipt, None)
-
-    def assign(
-        self, requests: Sequence[InferenceRequest], endpoints: Endpoints, cycle: CycleState
-    ) -> list[SchedulingResult]:
-        """Return one result a request, in order: what ``assigner`` decides."""
-        return self.assigner.assign(requests, endpoints, cycle)
 
     def check(self) -> None:
         """Is what is remembered bounded? For tests: `AssertionError` where it is not."""
