@@ -6,7 +6,7 @@ read back, and which producers it cannot do without. The catalogue is a tuple of
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 import msgspec
 
@@ -67,6 +67,15 @@ class Workshop(Protocol):
 
     def plugin(self, name: str) -> object:
         """Return the plug-in of that name, built before; `ConfigError` for one that is not there."""
+        ...
+
+
+@runtime_checkable
+class Demand(Protocol):
+    """What do the others of a configuration want? Optional, beside `Workshop`: for what is only made where somebody asks."""
+
+    def wanted(self, signal: Signal) -> bool:
+        """Return whether a plug-in reads this column, of the one that is being made or of no one in particular."""
         ...
 
 

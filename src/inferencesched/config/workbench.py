@@ -15,7 +15,9 @@ from inferencesched.config.decode import at_references, below, decode, found, in
 from inferencesched.config.document import Remark
 from inferencesched.config.registry import Registry
 from inferencesched.config.spec import Kind, Opaque, PluginSpec
+from inferencesched.endpoints import Signal
 from inferencesched.errors import ConfigError, InvalidInputError
+from inferencesched.signals import of_producer
 
 
 class Kept(Protocol):
@@ -165,7 +167,7 @@ class Workbench:
 
 
 class _Shop:
-    """What one plug-in sees of the workbench (a `Workshop`)."""
+    """What one plug-in sees of the workbench (a `Workshop`, with `Demand`)."""
 
     __slots__ = ("_bench", "_instance")
 
@@ -179,6 +181,14 @@ class _Shop:
 
     def plugin(self, name: str) -> object:
         return self._bench.plugin(name, place_of(self._instance, name)).plugin
+
+    def wanted(self, signal: Signal) -> bool:
+        columns = {signal.name, of_producer(signal, self._instance.name).name}
+        return any(
+            need.signal.name in columns
+            for each in self._bench.instances.values()
+            for need in each.spec.needs(each.parameters)
+        )
 
 
 def place_of(instance: Instance, value: object) -> str:
