@@ -36,7 +36,7 @@ Kind = Literal[
 Stability = Literal["beta", "alpha", "deprecated"]
 
 #: A parameter of this type names another plug-in of the same configuration, which is then built first.
-PluginRef = Annotated[str, msgspec.Meta(extra={"plugin_ref": True})]
+PluginRef = Annotated[str, msgspec.Meta(extra={"plugin_ref": True}, extra_json_schema={"x-plugin-ref": True})]
 
 
 class Parameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
