@@ -93,6 +93,8 @@ class PrecisePrefixProducer:
         whole_number("block_size", block_size, low=1)
         if max_blocks is not None:
             whole_number("max_blocks", max_blocks, low=1)
+        self.weights = dict(weights)
+        self.speculative_ttl = speculative_ttl
         self.count_blocks = count_blocks
         self.settings = settings
         for tier, weight in weights.items():

@@ -123,6 +123,7 @@ class ApproximatePrefixProducer:
         self.block_size = block_size
         self.max_blocks = max_blocks
         self.automatic = automatic
+        self.ttl = ttl
         self.count_blocks = count_blocks
         self.seed = randbits(64) if seed is None else seed
         self.index = PrefixIndex(1, capacity)
