@@ -5,6 +5,8 @@ from typing import Final
 from inferencesched.config.catalogue import (
     affinity,
     attributes,
+    burst,
+    cold,
     context,
     gateway,
     handlers,
@@ -12,7 +14,11 @@ from inferencesched.config.catalogue import (
     labels,
     latency,
     load,
+    multicluster,
+    multimodal,
+    p2p,
     pickers,
+    prefix,
     session,
     topology,
 )
@@ -31,5 +37,11 @@ CATALOGUE: Final[tuple[PluginSpec, ...]] = (
     *attributes.SPECS,
     *session.SPECS,
     *handlers.SPECS,
+    *prefix.SPECS,
+    *cold.SPECS,
+    *multimodal.SPECS,
+    *multicluster.SPECS,
+    *p2p.SPECS,
+    *burst.SPECS,
     *gateway.SPECS,
 )
