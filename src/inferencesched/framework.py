@@ -20,6 +20,7 @@ from inferencesched.reservation import Settlement
 
 R = TypeVar("R")
 R_contra = TypeVar("R_contra", contravariant=True)
+S = TypeVar("S")
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
@@ -307,4 +308,16 @@ class Assigner(Protocol):
         self, requests: Sequence[InferenceRequest], endpoints: Endpoints, cycle: CycleState
     ) -> Sequence[SchedulingResult]:
         """Return one result a request, in the order of `requests`."""
+        ...
+
+
+class Configuration(Protocol[S]):
+    """What may take the place of a running scheduler? `inferencesched.config.load` returns one."""
+
+    def carrying(self, old: S) -> "Configuration[S]":
+        """Return the same with the producers of a running scheduler, where they are set up in the same way."""
+        ...
+
+    def scheduler(self) -> S:
+        """Return the scheduler."""
         ...

@@ -30,6 +30,7 @@ from inferencesched.errors import (
 )
 from inferencesched.framework import (
     Assigner,
+    Configuration,
     CycleState,
     DataProducer,
     DecisionListener,
@@ -236,6 +237,10 @@ class Scheduler:
             request, endpoints, cycle, lambda name, cycle: self._runners[name].run(request, endpoints, cycle)
         )
         return decided._replace(version=endpoints.version, receipts=receipts)
+
+    def with_config(self, new: "Configuration[Scheduler]") -> "Scheduler":
+        """Return the scheduler of a new configuration; producers that are set up as they were go on, with what they know."""
+        return new.carrying(self).scheduler()
 
     def warmup(self) -> None:
         """Is everything compiled that this scheduler's decisions call? It is after this; changes nothing else.
