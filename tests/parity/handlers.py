@@ -255,8 +255,9 @@ def profile(case: Case) -> None:
     scorers = [Watched(said, log) for said in params.get("scorers") or ()]
     picker = Watched(params["picker"], log)
     weighted = tuple(isched.WeightedScorer(each, each.weight) for each in scorers)
-    scheduler = isched.Scheduler(isched.SchedulingProfile(picker, weighted, tuple(filters)))
-    endpoints = known_to(candidates(case["endpoints"]), [each.it for each in (*filters, *scorers, picker)])
+    chosen = isched.SchedulingProfile(picker, weighted, tuple(filters))
+    scheduler = isched.Scheduler(chosen, producers=named(each.it for each in (*filters, *scorers, picker)))
+    endpoints = candidates(case["endpoints"])
 
     def answer() -> isched.SchedulingResult:
         return scheduler.schedule(request(case), endpoints, now=0.0, rng=np.random.default_rng(0))
@@ -297,12 +298,25 @@ def profile(case: Case) -> None:
             )
 
 
-def known_to(endpoints: isched.Endpoints, readers: Iterable[object]) -> isched.Endpoints:
-    """The snapshot, with its columns also under the names of the producers that somebody asks for."""
-    names = {read.signal for reader in readers if isinstance(reader, Reader) for read in reader.reads}
-    plains = {each.name: each for each in endpoints.layout.signals}
-    missing = {each: plains[each.name.partition("@")[0]] for each in names if "@" in each.name}
-    return endpoints.with_columns({each: endpoints[source] for each, source in missing.items()})
+class Named:
+    """What a case says of the endpoints, under the name of the producer that a plug-in asks for."""
+
+    def __init__(self, signals: Iterable[isched.Signal]) -> None:
+        self.produces = tuple(signals)
+
+    def produce(self, request: Any, endpoints: isched.Endpoints, cycle: Any) -> isched.Produced[None]:
+        plains = {each.name: each for each in endpoints.layout.signals}
+        return isched.Produced({each: endpoints[plains[each.name.partition("@")[0]]] for each in self.produces}, None)
+
+    def commit(self, receipt: None, slot: int, *, now: float) -> None:
+        """Learn nothing."""
+
+
+def named(readers: Iterable[object]) -> list[Named]:
+    """The producer of what somebody asks of a producer by its name."""
+    signals = {read.signal for reader in readers if isinstance(reader, Reader) for read in reader.reads}
+    asked = [each for each in signals if "@" in each.name]
+    return [Named(asked)] if asked else []
 
 
 def scheduler(case: Case) -> None:
@@ -316,9 +330,10 @@ def scheduler(case: Case) -> None:
         )
         for name, each in params["profiles"].items()
     }
-    it = isched.Scheduler(profiles, handler=handler_of(said["type"], said.get("params") or {}))
-    readers = [plugin for each in profiles.values() for plugin in plugins_of(each)]
-    endpoints = known_to(candidates(case["endpoints"]), readers)
+    handler = handler_of(said["type"], said.get("params") or {})
+    readers = [handler, *(plugin for each in profiles.values() for plugin in plugins_of(each))]
+    it = isched.Scheduler(profiles, handler=handler, producers=named(readers))
+    endpoints = candidates(case["endpoints"])
 
     def answer() -> isched.SchedulingResult:
         return it.schedule(request(case), endpoints, now=0.0, rng=np.random.default_rng(0))
