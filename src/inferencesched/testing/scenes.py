@@ -68,13 +68,14 @@ class Scene:
     sequence: int = 20
     peer: str = ""
     seed: int = 7
+    _matrix: list[FloatArray] = field(init=False, repr=False, compare=False, default_factory=list)
 
     def endpoints(self) -> Endpoints:
         """Return the snapshot, newly made."""
         layout = Layout(self.signals)
-        matrix: FloatArray = np.array(
-            [[server.values.get(signal.name, nan) for server in self.servers] for signal in self.signals]
-        ).reshape(len(self.signals), len(self.servers))
+        if not self._matrix:
+            rows = [[server.values.get(signal.name, nan) for server in self.servers] for signal in self.signals]
+            self._matrix.append(np.array(rows).reshape(len(self.signals), len(self.servers)))
         members = Membership(
             tuple(server.name for server in self.servers),
             tuple((server.slot, server.generation) for server in self.servers),
@@ -82,7 +83,7 @@ class Scene:
             tuple(f"{server.name}.example:8000" for server in self.servers),
         )
         residency = Residency(tuple(server.adapters for server in self.servers))
-        endpoints = Endpoints(np.ascontiguousarray(matrix), layout, members, residency, 40, self.sequence)
+        endpoints = Endpoints(self._matrix[0].copy(), layout, members, residency, 40, self.sequence)
         if self.kept is None:
             return endpoints
         return endpoints.where(np.array([server.name in self.kept for server in self.servers], dtype=np.bool_))
