@@ -94,7 +94,7 @@ def _with_plugin(document: Document, bench: Workbench, kind: str) -> Document:
     """Return the document with a plug-in of this type among the others, unless that name is there."""
     if kind in bench.instances:
         return document
-    bench.add(kind, kind, None, f"$ (default {kind})")
+    bench.add(kind, kind, None, f"$ (default {kind})", listed=False)
     bench.make()
     entry = PluginEntry(name=kind, type=kind)
     return msgspec.structs.replace(document, plugins=(*document.plugins, entry))

@@ -95,7 +95,7 @@ class Running:
             for each in scheduler.producers
         ]
 
-    def instead_of(self, spec: PluginSpec, name: str, made: object) -> object:
+    def instead_of(self, spec: PluginSpec, name: str, made: DataProducer[Any]) -> DataProducer[Any]:
         """Return a producer of the scheduler that was set up as `made` was, each at most once; `made` if there is none."""
         if spec.read is None:
             return made

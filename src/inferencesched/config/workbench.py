@@ -17,13 +17,14 @@ from inferencesched.config.registry import Registry
 from inferencesched.config.spec import Kind, Opaque, PluginSpec
 from inferencesched.endpoints import Signal
 from inferencesched.errors import ConfigError, InvalidInputError
+from inferencesched.framework import DataProducer
 from inferencesched.signals import of_producer
 
 
 class Kept(Protocol):
     """Which plug-ins of a running scheduler are kept?"""
 
-    def instead_of(self, spec: PluginSpec, name: str, made: object) -> object:
+    def instead_of(self, spec: PluginSpec, name: str, made: DataProducer[Any]) -> DataProducer[Any]:
         """Return the one to use: `made`, or the running one that was set up in the same way."""
         ...
 
@@ -63,8 +64,8 @@ class Workbench:
         self._kept = kept
         self._making: list[str] = []
 
-    def add(self, name: str, kind: str, raw: Mapping[str, Any] | None, path: str) -> Instance:
-        """Note a plug-in: `raw` are its parameters, `path` its place.
+    def add(self, name: str, kind: str, raw: Mapping[str, Any] | None, path: str, *, listed: bool = True) -> Instance:
+        """Note a plug-in: `raw` are its parameters, `path` its place; nothing is remarked of one that is not `listed`.
 
         Errors: `ConfigError` for a name that is taken, a type that nobody knows, an alpha type that is not allowed, and for
         parameters that the type does not have. A parameter that names another plug-in may hold that plug-in itself, a mapping
@@ -80,7 +81,7 @@ class Workbench:
         if spec.stability == "deprecated":
             words = f"is deprecated, use {spec.instead}" if spec.instead else "is deprecated"
             self.remarks.append(Remark("deprecated", f"{path}.type", kind, words, spec.instead))
-        if issubclass(spec.parameters, Opaque):
+        if issubclass(spec.parameters, Opaque) and listed:
             self.remarks.append(Remark("gateway", path, name, "is kept as data; the gateway acts on it"))
         parameters = f"{path}.parameters"
         given: Any = {} if raw is None else raw
@@ -138,6 +139,18 @@ class Workbench:
         except InvalidInputError as error:
             raise refused(instance, error) from error
 
+    def wanted(self) -> set[str]:
+        """Return the names of all columns that somebody reads, or would read if it were made for somebody."""
+        waiting = [need for each in self.instances.values() for need in each.spec.needs(each.parameters)]
+        asked: set[str] = set()
+        while waiting:
+            need = waiting.pop()
+            spec = self.registry.get(need.producer_type)
+            if need.signal.name not in asked and spec is not None and need.required:
+                waiting.extend(spec.needs(decode(spec.parameters, need.parameters or {})))
+            asked.add(need.signal.name)
+        return asked
+
     def of_kind(self, *kinds: Kind) -> list[Instance]:
         """Return the plug-ins of these kinds, in the order in which they were noted."""
         return [instance for instance in self.instances.values() if instance.is_a(*kinds)]
@@ -184,11 +197,7 @@ class _Shop:
 
     def wanted(self, signal: Signal) -> bool:
         columns = {signal.name, of_producer(signal, self._instance.name).name}
-        return any(
-            need.signal.name in columns
-            for each in self._bench.instances.values()
-            for need in each.spec.needs(each.parameters)
-        )
+        return not columns.isdisjoint(self._bench.wanted())
 
 
 def place_of(instance: Instance, value: object) -> str:
