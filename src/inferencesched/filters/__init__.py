@@ -3,6 +3,7 @@
 from inferencesched.filters.attributes import EndpointAttributeFilter
 from inferencesched.filters.hashing import BoundedLoadFilter, RendezvousFilter
 from inferencesched.filters.headers import HeaderEndpointFilter
+from inferencesched.filters.health import HealthFilter
 from inferencesched.filters.labels import (
     DecodeFilter,
     EncodeFilter,
@@ -22,6 +23,7 @@ __all__ = [
     "EncodeFilter",
     "EndpointAttributeFilter",
     "HeaderEndpointFilter",
+    "HealthFilter",
     "LabelFilter",
     "LabelRequirement",
     "LabelSelectorFilter",
