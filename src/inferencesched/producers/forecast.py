@@ -101,8 +101,9 @@ class StepTimePredictor:
     own books: of the context in flight, the part that is not waiting to be computed. Time per output token is a decoding step
     with this request among the others.
 
-    It needs no learning and sees no later arrivals; it leaves out the limit of sequences, preemption, and tokens of other
-    prompts that share its last step, each of which makes it too quick. On an idle server it is exact.
+    It needs no learning and sees no later arrivals, whose prompts will slow the decoding of this one. It leaves out the
+    limit of sequences, preemption, and tokens of other prompts that share its last step, each of which makes it too quick.
+    On an idle server it is exact; behind prompts that came at the same moment, no further off than one full step.
 
     Parameters
     ----------

@@ -1,7 +1,8 @@
 """How are latencies learnt while requests end? Online least squares that forgets, and the quantiles of what it misses."""
 
-from math import isfinite
-from typing import Final, NamedTuple, final
+from math import isfinite, pi, sqrt
+from statistics import NormalDist
+from typing import Final, final
 
 import numpy as np
 
@@ -9,6 +10,7 @@ from inferencesched._typing import FloatArray
 from inferencesched.errors import InvalidInputError, whole_number
 from inferencesched.producers.forecast import (
     CONTEXT,
+    FEATURES,
     INPUT,
     KV_USAGE,
     PREFILL_ROLE,
@@ -108,37 +110,47 @@ class QuantileTracker:
 
 
 class _Line:
-    """What is expected, how far off that usually is, and by how many times as much a quantile lies above it."""
+    """What is expected, how far off that usually is, and by how many times as much a quantile lies above it.
 
-    __slots__ = ("off", "tracker", "usual")
+    Errors are learnt from when the line is warm: those of the first guesses say nothing of later ones.
+    """
 
-    def __init__(self, features: int, forgetting: float, quantile: float | None) -> None:
+    __slots__ = ("_warm_after", "off", "seen", "tracker", "usual")
+
+    def __init__(self, features: int, forgetting: float, quantile: float | None, warm_after: int) -> None:
         self.usual = RecursiveLeastSquares(features, forgetting=forgetting)
         self.off = RecursiveLeastSquares(features, forgetting=forgetting)
         self.tracker = None if quantile is None else QuantileTracker(quantile)
+        if self.tracker is not None:
+            self.tracker.value = _normal_multiple(self.tracker.quantile)
+        self.seen = 0
+        self._warm_after = warm_after
 
     def predict(self, features: FloatArray) -> FloatArray:
+        if self.seen < self._warm_after * (1 if self.tracker is None else 2):
+            return np.full(features.shape[1], np.nan)
         expected = self.usual.predict(features)
         if self.tracker is not None:
             expected = expected + self.tracker.value * self._scale(features)
         return np.maximum(0.0, expected)
 
     def observe(self, features: FloatArray, value: float) -> None:
-        missed = value - float(self.usual.predict(features))
-        if self.tracker is not None:
+        if not (isfinite(value) and np.isfinite(features).all()):
+            return
+        if self.tracker is not None and self.seen >= self._warm_after:
+            missed = value - float(self.usual.predict(features))
             self.tracker.observe(missed / float(self._scale(features)))
             self.off.observe(features, abs(missed))
         self.usual.observe(features, value)
+        self.seen += 1
 
     def _scale(self, features: FloatArray) -> FloatArray:
         return np.maximum(self.off.predict(features), 1e-6)  # a microsecond: what is never off has no scale of its own
 
 
-class _Counts(NamedTuple):
-    """How many outcomes have been learnt?"""
-
-    ttft: int = 0
-    tpot: int = 0
+def _normal_multiple(quantile: float) -> float:
+    """Return where a quantile lies if errors are normal, in mean absolute errors: what a tracker begins with."""
+    return NormalDist().inv_cdf(quantile) * sqrt(pi / 2.0)
 
 
 @final
@@ -156,7 +168,8 @@ class OnlineLatencyPredictor:
         is a multiple of the usual error, itself a linear function of the features; the multiple is a
         `QuantileTracker`'s.
     forgetting: of the least squares; 0.998 counts about the last 500.
-    warm_after: outcomes before the first prediction; until then it predicts nothing (NaN).
+    warm_after: outcomes before the first prediction of a mean, and twice as many before a quantile's; until then it
+        predicts nothing (NaN).
 
     One model for all endpoints of the producer: pools of unequal servers take one for each kind. Cost: 10 us a
     prediction of 64 endpoints, 60 us an outcome.
@@ -166,10 +179,10 @@ class OnlineLatencyPredictor:
         self.quantile = quantile
         self.forgetting = forgetting
         self.warm_after = whole_number("warm_after", warm_after)
-        self._ttft = _Line(len(_ttft_terms(np.zeros((PREFILL_ROLE + 1, 1)))), forgetting, quantile)
-        self._tpot = _Line(len(_tpot_terms(np.zeros((PREFILL_ROLE + 1, 1)))), forgetting, quantile)
-        self._means: FloatArray = np.zeros(PREFILL_ROLE + 1)
-        self._seen = _Counts()
+        ttft, tpot = (len(terms(np.zeros((FEATURES, 1)))) for terms in (_ttft_terms, _tpot_terms))
+        self._ttft = _Line(ttft, forgetting, quantile, self.warm_after)
+        self._tpot = _Line(tpot, forgetting, quantile, self.warm_after)
+        self._means: FloatArray = np.full(FEATURES, np.nan)
 
     def __repr__(self) -> str:
         return f"OnlineLatencyPredictor(quantile={self.quantile}, forgetting={self.forgetting}, warm_after={self.warm_after})"
@@ -177,40 +190,28 @@ class OnlineLatencyPredictor:
     @property
     def learnt(self) -> tuple[int, int]:
         """From how many first tokens and how many times per output token has it learnt?"""
-        return self._seen
+        return self._ttft.seen, self._tpot.seen
 
     def predict(self, features: FloatArray) -> LatencyPrediction:
-        """Return both, ``float64[E]``, seconds; NaN before it is warm, and where the prompt's length is unknown."""
-        features = self._filled(features)
-        nothing = np.full(features.shape[1], np.nan)
-        ttft = self._ttft.predict(_ttft_terms(features)) if self._seen.ttft >= self.warm_after else nothing
-        tpot = self._tpot.predict(_tpot_terms(features)) if self._seen.tpot >= self.warm_after else nothing
-        return LatencyPrediction(ttft, tpot)
+        """Return both, ``float64[E]``, seconds; NaN before it is warm. Without a prompt's length no first token is foretold."""
+        filled = self._filled(features)
+        return LatencyPrediction(self._ttft.predict(_ttft_terms(filled)), self._tpot.predict(_tpot_terms(filled)))
 
     def observe(self, features: FloatArray, outcome: LatencyOutcome) -> None:
         """Learn how a request went, with the features of its endpoint when it was sent, ``float64[F]``."""
-        seen = np.isfinite(features)
-        first = not sum(self._seen)
-        self._means = np.where(
-            seen,
-            features if first else self._means + _MEMORY * (np.where(seen, features, 0.0) - self._means),
-            self._means,
-        )
+        moved = self._means + _MEMORY * (features - self._means)
+        met = np.where(np.isnan(self._means), features, moved)
+        self._means = np.where(np.isnan(features), self._means, met)
         column = self._filled(features[:, None])
-        ttft, tpot = _ttft_terms(column)[:, 0], _tpot_terms(column)[:, 0]
-        told_ttft = isfinite(outcome.ttft) and bool(np.isfinite(ttft).all())
-        told_tpot = isfinite(outcome.tpot) and bool(np.isfinite(tpot).all())
-        if told_ttft:
-            self._ttft.observe(ttft, outcome.ttft)
-        if told_tpot:
-            self._tpot.observe(tpot, outcome.tpot)
-        self._seen = _Counts(self._seen.ttft + told_ttft, self._seen.tpot + told_tpot)
+        self._ttft.observe(_ttft_terms(column)[:, 0], outcome.ttft)
+        self._tpot.observe(_tpot_terms(column)[:, 0], outcome.tpot)
 
     def _filled(self, features: FloatArray) -> FloatArray:
         """Return the features with means for what a server has not told; the prompt's length is not a server's."""
         filled = features.copy()
         for row in (WAITING, KV_USAGE):
-            filled[row] = np.where(np.isnan(features[row]), self._means[row], features[row])
+            mean = self._means[row]
+            filled[row] = np.where(np.isnan(features[row]), 0.0 if mean != mean else mean, features[row])
         return filled
 
 
