@@ -273,7 +273,7 @@ MADE_UP = [
         "scorer",
         params={"attributeKey": "h", "producer": "d", "algorithm": LOWER},
         endpoints=[{"name": "p", "attributes": {"scalars": {"h": 1}}}, {"name": "q"}],
-        expect={"scores": {"p": 0.0, "q": 0.0}, "num_scores": 2, "unscored": ["q"], "num_scores": 0},
+        expect={"scores": {"p": 0.0, "q": 0.0}, "num_scores": 0, "unscored": ["q"]},
     ),
     vector(
         "endpoint-attribute-filter",

@@ -76,7 +76,7 @@ class SessionSource:
 
 
 def session_of(request: InferenceRequest, sources: Iterable[SessionSource]) -> str:
-    """Return what the first source says that says anything; empty is no session."""
+    """Which session does a request belong to? What the first source says that says anything; empty is none."""
     return next((session for source in sources if (session := source.session(request))), "")
 
 
@@ -89,7 +89,7 @@ def _cookie(header: str, name: str) -> str:
 
 
 def session_token(endpoint: str) -> str:
-    """Return the token that names an endpoint: base64 of ``namespace/name``, as llm-d's router writes it.
+    """Which token names an endpoint? Base64 of ``namespace/name``, as llm-d's router writes it.
 
     A name without a namespace has an empty one.
 
@@ -100,7 +100,7 @@ def session_token(endpoint: str) -> str:
 
 
 def endpoint_of_token(token: str) -> str:
-    """Return whose token it is; empty for one that is none. A client wrote it: it may say anything.
+    """Whose token is it? Empty for one that is none: a client wrote it, and may say anything.
 
     >>> endpoint_of_token("L3BvZC1i"), endpoint_of_token("garbage-token")
     ('pod-b', '')
