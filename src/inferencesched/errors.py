@@ -9,6 +9,7 @@
      |    |-- DuplicateEndpointError             an endpoint name used twice
      |    |-- DependencyError                      producers that miss, double or wait for each other
      |    |-- ConfigError                          a configuration: names the path, what was found, and what is allowed
+     |    |    `-- ConfigFileError                 one in a file: names file and line
      |    |-- UnknownParentError                 a suffix of blocks whose parent is not in the index
      |    |-- SnapshotError                      a prefix index's snapshot that is broken, or of another version or seed
      |    |-- KVEventError                       an engine's KV event that cannot be read: names the place
@@ -79,6 +80,18 @@ class ConfigError(InvalidInputError):
 
     ``parameter`` is the whole path, as in ``$.plugins[2].parameters.lruSize``.
     """
+
+
+class ConfigFileError(ConfigError):
+    """In which file and on which line is the mistake?
+
+    ``path`` and ``line`` say so; the rest is as in `ConfigError`.
+    """
+
+    def __init__(self, path: str, line: int, parameter: str, value: object, allowed: str) -> None:
+        super().__init__(f"{path}:{line}: {parameter}", value, allowed)
+        self.path = path
+        self.line = line
 
 
 class UnknownParentError(InvalidInputError, LookupError):

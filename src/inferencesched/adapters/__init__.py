@@ -1,0 +1,1 @@
+"""How does the library meet the rest of the world? One module for each optional dependency; none is imported here."""
