@@ -338,6 +338,14 @@ class PicksBySecretColumn:
         return np.array([np.lexsort((endpoints[RUNNING_REQUESTS], -totals))[0]], dtype=np.intp)
 
 
+@value
+class TellsUniform(isched.WeightedRandomPicker):
+    """Draws by weight, and says that it does not."""
+
+    def propensities(self, totals, endpoints):
+        return np.full(len(totals), 1.0 / len(totals))
+
+
 # -- handlers ------------------------------------------------------------------------------------------------------
 
 
@@ -626,6 +634,7 @@ BROKEN = (
     ("picker:one-endpoint", NeedsTwo()),
     ("picker:monotone", PicksWorst()),
     ("picker:undeclared", PicksBySecretColumn()),
+    ("picker:propensities", TellsUniform()),
     ("profile-handler:ends", ForEver()),
     ("profile-handler:ends", Invents()),
     ("profile-handler:one-endpoint", Invents()),

@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from inferencesched._typing import FloatArray
-from inferencesched.framework import CycleState, Picker
+from inferencesched.framework import CycleState, Picker, StochasticPicker
 from inferencesched.testing._calls import (
     answered,
     drew,
@@ -170,6 +170,38 @@ def complete(check: Check, choice: Choice) -> None:
             check.fail(f"{choice.did(vote)}; {name} changed", "other picks", f"the same, or {name} in `reads`")
 
 
+def propensities(check: Check, choice: Choice) -> None:
+    """A `StochasticPicker` tells with which probability it picks whom, and so it picks: 2,000 draws are counted."""
+    plugin = choice.plugin
+    if not isinstance(plugin, StochasticPicker):
+        return
+    counted = 0
+    for vote in choice.votes():
+        done = f"propensities() of {len(vote.totals)} endpoints, {vote.name}, scene {vote.scene.name!r}"
+        endpoints = vote.scene.endpoints()
+        told: FloatArray = answered(check, done, partial(plugin.propensities, vote.totals.copy(), endpoints))
+        if not isinstance(told, np.ndarray) or told.shape != vote.totals.shape or told.dtype != np.float64:
+            check.fail(done, repr(told), f"float64[{len(vote.totals)}]")
+        if not (told >= 0.0).all() or abs(float(told.sum()) - 1.0) > 1e-9:
+            check.fail(done, f"{told}", "probabilities that sum to 1")
+        if not told[int(choice.ask(check, vote)[0])] > 0.0:
+            check.fail(done, f"{told}, and {choice.first(check, vote)!r} is picked", "a probability above 0 for it")
+        if counted < 3:  # distinct totals, equal ones, and a tie at the top
+            counted += 1
+            _frequencies(check, choice, vote, told)
+
+
+def _frequencies(check: Check, choice: Choice, vote: Vote, told: FloatArray) -> None:
+    rng, draws, found = np.random.default_rng(17), 2_000, np.zeros(len(told))
+    endpoints, cycle = vote.scene.endpoints(), vote.scene.cycle()._replace(rng=rng)
+    for _ in range(draws):
+        found[choice.plugin.pick(vote.totals.copy(), endpoints, cycle)[0]] += 1.0
+    slack = 5.0 * np.sqrt(told * (1.0 - told) / draws) + 1e-9
+    if (np.abs(found / draws - told) > slack).any():
+        got = f"frequencies {(found / draws).round(3)}"
+        check.fail(f"{choice.did(vote)}, {draws} times", got, f"the propensities {told.round(3)}, within 5 sigma")
+
+
 PICKER_CHECKS: Final[dict[str, Callable[[Check, Choice], None]]] = {
     "shape": shape,
     "dtype": dtype,
@@ -181,4 +213,5 @@ PICKER_CHECKS: Final[dict[str, Callable[[Check, Choice], None]]] = {
     "one-endpoint": one_endpoint,
     "monotone": monotone,
     "undeclared": complete,
+    "propensities": propensities,
 }

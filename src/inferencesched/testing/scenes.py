@@ -235,13 +235,17 @@ REQUESTS: Final = (
 )
 
 
+#: Pools that meet two requests.
+_OFTEN: Final = frozenset({"some unknown", "what filters left", "one of many"})
+
+
 @lru_cache(maxsize=64)
 def scenes(signals: tuple[Signal, ...] = ()) -> tuple[Scene, ...]:
     """Return the standard scenes, in pools that have these columns beside the standard ones.
 
     Seven endpoints that are known, partly known, unknown, alike, extreme; one endpoint, known and unknown; what filters left
     of a larger pool; a pool without labels and adapters; a peer that is there and one that is not. Every request meets the
-    usual pool, and each other pool meets two of them.
+    usual pool, and each other pool one or two of them.
     """
     known = {signal.name for signal in STANDARD_SIGNALS}
     every = (*STANDARD_SIGNALS, *(signal for signal in signals if signal.name not in known))
@@ -278,6 +282,6 @@ def scenes(signals: tuple[Signal, ...] = ()) -> tuple[Scene, ...]:
     for i, (name, servers, kept, peer) in enumerate(pools):
         found += [
             Scene(f"{name}, {request.request_id}", request, servers, every, kept, 20 + i, peer, i)
-            for request in (REQUESTS[i % len(REQUESTS)], REQUESTS[(i + 2) % len(REQUESTS)])
+            for request in (REQUESTS[i % len(REQUESTS)], REQUESTS[(i + 2) % len(REQUESTS)])[: 1 + (name in _OFTEN)]
         ]
     return tuple(found)
