@@ -4,7 +4,7 @@ Protocols of one or two methods; no base class, no registration. A plug-in is a 
 lives in a `DataProducer` only, read in ``produce`` and written in ``commit``.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from types import MappingProxyType
@@ -60,6 +60,28 @@ class Reader(Protocol):
     def reads(self) -> tuple[Reads, ...]:
         """Which columns, and which way is better?"""
         ...
+
+
+def reads_together(plugins: Iterable[object]) -> tuple[Reads, ...]:
+    """What do these plug-ins read, together, each column once? In the order in which they name them.
+
+    Better is what all that read a column call better; nothing is promised where two differ, or where anybody among the
+    plug-ins does not say what it reads. Required is what any of them requires.
+    """
+    together: dict[str, Reads] = {}
+    silent = False
+    for plugin in plugins:
+        silent |= not isinstance(plugin, Reader)
+        for read in plugin.reads if isinstance(plugin, Reader) else ():
+            before = together.get(read.signal.name, read)
+            better = read.better if read.better == before.better else ""
+            together[read.signal.name] = Reads(before.signal, better, before.required or read.required)
+    return without_promise(together.values()) if silent else tuple(together.values())
+
+
+def without_promise(reads: Iterable[Reads]) -> tuple[Reads, ...]:
+    """Return the same columns, with no word on which way is better."""
+    return tuple(read._replace(better="") for read in reads)
 
 
 @runtime_checkable
