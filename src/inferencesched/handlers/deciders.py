@@ -110,6 +110,6 @@ class PrefixBasedDecider:
     def decide(self, request: InferenceRequest, target: Target | None, cycle: CycleState) -> bool:
         """Return whether enough of the prompt is left to compute."""
         prompt = request.prompt_tokens or 0
-        if not self.non_cached_tokens or prompt < max(self.prompt_tokens, self.non_cached_tokens):
+        if not self.non_cached_tokens or prompt < self.prompt_tokens:
             return False
         return prompt - cached_tokens(target, cycle, self.producer) >= self.non_cached_tokens  # NaN: False
