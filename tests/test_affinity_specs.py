@@ -1,12 +1,15 @@
 """Labels, places, lengths, headers, attributes and sessions, by their names in a configuration."""
 
 import msgspec
+import numpy as np
 import pytest
 
 import inferencesched as isched
 from inferencesched.config.catalogue import attributes, context, headers, labels, session, topology
 from inferencesched.config.catalogue.gateway import Held
 from inferencesched.config.decode import decode, encode
+from inferencesched.config.forms import dump, load
+from inferencesched.config.native import dump_scheduler
 from inferencesched.config.spec import Opaque
 from inferencesched.signals import MULTICLUSTER_QUEUE_SIZE, SESSION_BOUND, of_producer
 from inferencesched.topology import TopologyLabels
@@ -367,3 +370,60 @@ def test_a_wrong_expectation_is_seen(case):
 def test_parameters_are_plain_data():
     for spec in SPECS.values():
         assert msgspec.json.schema(spec.parameters)
+
+
+# --- a whole configuration ---------------------------------------------------------------------------------------
+
+
+def test_a_whole_configuration_schedules_and_comes_back():
+    """A filter and a scorer that ask for the same get one producer, whose source is the producer of sessions they name."""
+    by_session = {
+        "strategy": "session_id",
+        "sessionIdConfig": {
+            "sources": [{"attribute": "SessionID", "producer": "sid"}],
+            "evictionTtlSeconds": 60,
+        },
+    }
+    document = {
+        "apiVersion": "llm-d.ai/v1alpha1",
+        "kind": "EndpointPickerConfig",
+        "plugins": [
+            {"type": "session-affinity-filter", "parameters": by_session},
+            {"type": "session-affinity-scorer", "parameters": by_session},
+            {"type": "session-id-producer", "name": "sid", "parameters": {"cookieName": "c"}},
+            {"type": "topology-extractor", "name": "places", "parameters": {"zone": "z"}},
+            {"type": "topology-affinity-scorer", "parameters": {"producerName": "places"}},
+            {"type": "decode-filter"},
+            {"type": "label-selector-filter", "parameters": {"matchLabels": {"app": "x"}}},
+            {"type": "context-length-aware", "parameters": {"enableFiltering": True}},
+            {"type": "random-picker"},
+        ],
+    }
+    loaded = load(document, allow_experimental=True)
+    scheduler = loaded.scheduler()
+    [producer] = scheduler.producers
+    assert (producer.sources, producer.ttl) == ((isched.SessionSource(cookie="c"),), 60.0)
+    pool, rng = isched.InferencePool(), np.random.default_rng(0)
+    for name in "abcd":
+        pool.join(name, labels={"app": "x" if name != "d" else "y"})
+    homes = {}
+    for i in range(12):
+        session = f"s-{i % 3}"
+        request = isched.InferenceRequest(request_id=f"r-{i}", headers={"cookie": f"c={session}"})
+        endpoint = scheduler.schedule_and_reserve(request, pool, now=float(i), rng=rng).endpoint
+        assert homes.setdefault(session, endpoint) == endpoint != "d"
+    again = load(dump(loaded, effective=True), allow_experimental=True)
+    assert again.profiles == loaded.profiles
+    told = load(dump_scheduler(scheduler))
+    assert told.profiles == loaded.profiles
+    assert [each.sources for each in told.producers] == [producer.sources]
+
+
+def test_alpha_types_are_refused_unless_allowed():
+    document = {
+        "apiVersion": "llm-d.ai/v1alpha1",
+        "kind": "EndpointPickerConfig",
+        "plugins": [{"type": "session-affinity-filter"}],
+    }
+    with pytest.raises(isched.ConfigError, match=r"plugins\[0\].type: got 'session-affinity-filter'"):
+        load(document)
