@@ -18,7 +18,7 @@ from inferencesched.errors import ConfigError, InvalidInputError
 
 T = TypeVar("T", bound=msgspec.Struct)
 #: From here on a list of names is too long to read.
-_MANY = 24
+_MANY = 16
 _LONG = 100
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 

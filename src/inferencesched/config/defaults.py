@@ -56,20 +56,22 @@ def with_system_defaults(document: Document, bench: Workbench) -> Document:
     """Return the document with what llm-d would add to it; the plug-ins of that are noted and made."""
     document = _with_scheduling(document, bench)
     flow = document.flow_control or FlowControl()
+    known = bench.registry  # one of somebody's own may do without what a gateway runs
     for name in POLICIES:
-        document = _with_plugin(document, bench, name)
+        document = _with_plugin(document, bench, name) if name in known else document
     detector = flow.saturation_detector.plugin_ref if flow.saturation_detector is not None else ""
-    if not detector or detector == SATURATION_DETECTOR:
+    if SATURATION_DETECTOR in known and (not detector or detector == SATURATION_DETECTOR):
         document = _with_plugin(document, bench, SATURATION_DETECTOR)
         flow = msgspec.structs.replace(flow, saturation_detector=OptionalRef(plugin_ref=SATURATION_DETECTOR))
     parsers = document.request_handler.parsers if document.request_handler is not None else ()
     if not parsers:
-        for name in PARSERS:
+        names = [name for name in PARSERS if name in known]
+        for name in names:
             document = _with_plugin(document, bench, name)
-        parsers = tuple(Ref(plugin_ref=name) for name in PARSERS)
+        parsers = tuple(Ref(plugin_ref=name) for name in names)
     document = msgspec.structs.replace(document, flow_control=flow, request_handler=RequestHandler(parsers=parsers))
     types = {entry.name or entry.type: entry.type for entry in document.plugins}
-    fuller = with_data_layer(document, types)
+    fuller = with_data_layer(document, types) if METRICS_SOURCE in known and METRICS_EXTRACTOR in known else document
     if fuller.data_layer is not document.data_layer:
         for name in (METRICS_SOURCE, METRICS_EXTRACTOR):
             fuller = _with_plugin(fuller, bench, name)

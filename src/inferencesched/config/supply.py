@@ -5,7 +5,7 @@ is whatever that one needs. Of several that fill the same column, each fills it 
 that one; the usual one, or else the first, also fills the plain column.
 """
 
-from collections.abc import Mapping
+from collections.abc import Set
 from typing import Any, NamedTuple
 
 from inferencesched.config.decode import decode, encode, found, one_of
@@ -33,13 +33,12 @@ def supply(bench: Workbench) -> Supply:
     """
     created: dict[str, Instance] = {}
     waiting = [(instance, need) for instance in bench.instances.values() for need in _needs(instance)]
-    usual: dict[str, str] = {}
+    usual: set[str] = set()
     while waiting:
         instance, need = waiting.pop(0)
         column = need.signal.name
         base, _, name = column.partition("@")
-        if not name:
-            usual.setdefault(base, need.producer_type)
+        usual.add(need.producer_type)
         if _of(bench, column):
             _same_way(bench, created.get(column), instance, need)
             continue
@@ -117,7 +116,7 @@ def _create(bench: Workbench, instance: Instance, need: Need) -> Instance:
 # --- which of several --------------------------------------------------------------------------------------------
 
 
-def _wired(bench: Workbench, usual: Mapping[str, str]) -> tuple[DataProducer[Any], ...]:
+def _wired(bench: Workbench, usual: Set[str]) -> tuple[DataProducer[Any], ...]:
     """Return the producers, under several names where several fill the same or somebody asks for one by name."""
     asked = _asked(bench)
     producers: list[DataProducer[Any]] = []
@@ -151,8 +150,6 @@ def _asked(bench: Workbench) -> set[tuple[str, str]]:
     return asked
 
 
-def _plain(bench: Workbench, base: str, usual: Mapping[str, str]) -> Instance:
-    """Return who fills the plain column: the usual producer of it, else the first."""
-    several = _of(bench, base)
-    kind = usual.get(base, "")
-    return min(several, key=lambda each: (each.name != kind, each.spec.name != kind))
+def _plain(bench: Workbench, column: str, usual: Set[str]) -> Instance:
+    """Return who fills the plain column: a producer of a type that somebody would have made, else the first."""
+    return min(_of(bench, column), key=lambda each: (each.name not in usual, each.spec.name not in usual))

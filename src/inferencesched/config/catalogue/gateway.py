@@ -34,6 +34,9 @@ def _hold(parameters: Opaque, workshop: Workshop) -> Held:
 
 
 SPECS: Final = (
+    held("token-producer"),
+    held("tokenizer", stability="deprecated", instead="token-producer"),
+    held("disaggregated-set-rollout", stability="alpha"),
     held("metrics-data-source", "source"),
     held("models-data-source", "source"),
     held("dcgm-data-source", "source", stability="alpha"),
