@@ -106,6 +106,19 @@ scorers: list[isched.Scorer] = [
     isched.RunningRequestsScorer(),
     isched.TokenLoadScorer(),
 ]
+deciders: list[isched.DisaggregationDecider] = [
+    isched.AlwaysDecider(),
+    isched.MultimodalDecider(),
+    isched.PrefixBasedDecider(non_cached_tokens=16),
+]
+handlers: list[isched.ProfileHandler] = [
+    isched.DataParallelProfileHandler(),
+    isched.DisaggProfileHandler(prefill_decider=deciders[0]),
+    isched.HeaderProfileHandler(),
+    isched.JointDisaggHandler(),
+    isched.SingleProfileHandler(),
+]
+between: isched.PairScorer = isched.TopologyPairs()
 pickers: list[isched.Picker] = [
     isched.MaxScorePicker(),
     isched.PowerOfTwoPicker(),
@@ -167,7 +180,8 @@ assert_type(scheduler.assign([request], endpoints, now=1.0, rng=rng), list[ische
 assert_type(isched.explain(scheduler, request, endpoints, now=1.0, rng=rng), isched.Explanation)
 
 assert_type(
-    scheduler.schedule_many([request], pool, now=1.0, rng=rng), Sequence[isched.Reservation | isched.RequestRefusedError]
+    scheduler.schedule_many([request], pool, now=1.0, rng=rng),
+    Sequence[isched.Reservation | isched.RequestRefusedError],
 )
 with scheduler.schedule_and_reserve(request, pool, now=1.0, rng=rng) as reservation:
     assert_type(reservation, isched.Reservation)

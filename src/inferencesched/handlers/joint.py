@@ -44,7 +44,7 @@ class TopologyPairs:
 
     What the nearest level that both share is worth: the host, the rack, the zone, the region; 0 where they share none.
     Reads the labels of `inferencesched.topology.LABELS` (static); a server without a label shares that level with nobody. Higher
-    is nearer. Cost: 1 ns a pair and level. Source of the defaults: llm-d router's ``topology-affinity-scorer``.
+    is nearer. Cost: 15 us, and 0.5 ns a pair and level. Source of the defaults: llm-d router's ``topology-affinity-scorer``.
     """
 
     hostname: float = 1.0
@@ -100,9 +100,10 @@ class JointDisaggHandler:
     prefill_weight, decode_weight, transfer_weight: finite. Totals are sums of weighted scores, not shares: a profile
         whose weights sum to 7 speaks seven times as loud as `transfer` at weight 1.
 
+    `explain` tells of each profile by itself: the pair's servers need not be the first of either.
     No stage has a ``cycle.peer``: what is between two servers belongs in `transfer`, where it counts once.
-    Cost: a decider's call for each decode target, and 15 ns for each pair that the profiles' totals leave open, beside 40 us;
-    a pair is not looked at where the best transfer could not save it. Errors: those of `DisaggProfileHandler`; `ScoreError` for a
+    Cost: 60 us, a decider's call for each decode target, and 20 ns for each pair that the profiles' totals leave open: those
+    are not looked at that the best transfer could not save. At 256 servers of each kind 0.15 to 1.3 ms. Errors: those of `DisaggProfileHandler`; `ScoreError` for a
     `transfer` that returns something else.
     """
 

@@ -58,7 +58,7 @@ def target_of(results: Results, profile: str) -> Target | None:
 def stage_headers(results: Results, prefill: str = "prefill", encode: str = "encode") -> dict[str, str]:
     """Which headers tell the decode server of the others? Both, for what these profiles picked; an empty value says "remove".
 
-    What a client sent under these names never reaches a server. Cost: 1 us.
+    What a client sent under these names never reaches a server. Cost: 0.5 us.
 
     >>> stage_headers({"prefill": ProfileResult((Target("p-0", 0, 1, 1.0, 700, "[fd00::1]:8000"),))})
     {'x-prefiller-host-port': '[fd00::1]:8000', 'x-encoder-hosts-ports': ''}
