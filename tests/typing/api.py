@@ -127,7 +127,6 @@ pickers: list[isched.Picker] = [
     isched.WeightedRandomPicker(),
 ]
 filters: list[isched.Filter] = [isched.UtilizationFilter(((isched.KV_CACHE_USAGE, 0.9),))]
-handlers: list[isched.ProfileHandler] = [isched.SingleProfileHandler()]
 producers: list[isched.DataProducer[Any]] = [isched.ApproximatePrefixProducer()]
 
 # -- what a checker has to refuse -------------------------------------------------------------------
