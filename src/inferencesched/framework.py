@@ -102,6 +102,7 @@ class Explains(Protocol):
         ...
 
 
+@runtime_checkable
 class Scorer(Protocol):
     """How good is each candidate for this request?"""
 

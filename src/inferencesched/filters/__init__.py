@@ -1,6 +1,7 @@
 """Who may take a request? One file a family."""
 
 from inferencesched.filters.attributes import EndpointAttributeFilter
+from inferencesched.filters.combinators import AllOf, AnyOf, AtLeast, Not, Prefer
 from inferencesched.filters.hashing import BoundedLoadFilter, RendezvousFilter
 from inferencesched.filters.headers import HeaderEndpointFilter
 from inferencesched.filters.health import HealthFilter
@@ -18,6 +19,9 @@ from inferencesched.filters.session import SessionAffinityFilter
 from inferencesched.filters.topology import TopologyAffinityFilter
 
 __all__ = [
+    "AllOf",
+    "AnyOf",
+    "AtLeast",
     "BoundedLoadFilter",
     "DecodeFilter",
     "EncodeFilter",
@@ -27,6 +31,8 @@ __all__ = [
     "LabelFilter",
     "LabelRequirement",
     "LabelSelectorFilter",
+    "Not",
+    "Prefer",
     "PrefillFilter",
     "PrefixCacheAffinityFilter",
     "RendezvousFilter",

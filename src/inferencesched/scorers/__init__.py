@@ -3,6 +3,7 @@
 from inferencesched.scorers.affinity import LoraAffinityScorer, PrefixCacheScorer
 from inferencesched.scorers.attributes import EndpointAttributeScorer
 from inferencesched.scorers.cold import NoHitLruScorer
+from inferencesched.scorers.combinators import Lexicographic
 from inferencesched.scorers.context import ContextLengthAware
 from inferencesched.scorers.hashing import BoundedLoadScorer, RendezvousScorer
 from inferencesched.scorers.headers import HeaderLabelAffinityScorer
@@ -22,19 +23,23 @@ from inferencesched.scorers.multicluster import (
     MultiClusterQueueScorer,
 )
 from inferencesched.scorers.multimodal import EncoderCacheScorer
+from inferencesched.scorers.seconds import CapacityScaledScorer, LoadSecondsScorer
 from inferencesched.scorers.session import SessionAffinityScorer
 from inferencesched.scorers.topology import TopologyAffinityScorer
 
 __all__ = [
     "ActiveRequestScorer",
     "BoundedLoadScorer",
+    "CapacityScaledScorer",
     "ContextLengthAware",
     "EncoderCacheScorer",
     "EndpointAttributeScorer",
     "HeaderLabelAffinityScorer",
     "KvCacheUtilizationScorer",
     "LatencyScorer",
+    "Lexicographic",
     "LoadAwareScorer",
+    "LoadSecondsScorer",
     "LoraAffinityScorer",
     "LoraResidencyScorer",
     "MultiClusterKvCacheUtilizationScorer",
