@@ -319,8 +319,9 @@ def test_the_nearest_level_that_both_share_counts(places, data):
     endpoints = pool.snapshot().where(keep) if keep.any() else pool.snapshot()
     labels = [endpoints.labels(i) for i in range(len(endpoints))]
     rows, columns = (np.array(data.draw(st.permutations(range(len(labels))))) for _ in range(2))
-    topology = isched.TopologyPairs(hostname=0.9)
-    worth = [(LABELS[level], value) for level, value in topology.worth.items()]
+    labelled = isched.TopologyLabels(*data.draw(st.permutations(list(LABELS.values()))))
+    topology = isched.TopologyPairs(0.9, 0.2, 0.05, 0.02, labelled)
+    worth = list(zip(labelled.keys, topology.worth.values(), strict=True))
     scores = topology.pairs(REQUEST, endpoints, rows, columns[1:], isched.CycleState(0.0, rng(), 0))
     assert scores.shape == (len(rows), len(columns) - 1)
     assert scores.tolist() == [

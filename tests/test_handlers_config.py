@@ -72,7 +72,10 @@ STAGED = {"profiles": {"encode": "e"}, "deciders": {"prefill": "often", "encode"
         ("disagg-profile-handler", {"stageOrder": "prefill-first", "profiles": {"decode": "d"}}),
         ("pd-profile-handler", {"deciderPluginName": "often", "primaryPort": 8000, "prefixPluginName": "ignored"}),
         ("joint-disagg-profile-handler", {}),
-        ("joint-disagg-profile-handler", {**STAGED, "transferWeight": 2.0, "transferScores": {"rack": 0.5}}),
+        (
+            "joint-disagg-profile-handler",
+            {**STAGED, "transferWeight": 2.0, "transferScores": {"rack": 0.5}, "labels": {"rack": "r"}},
+        ),
         ("disagg-headers-handler", {"prefillProfile": "p", "encodeProfile": ""}),
         ("prefill-header-handler", {"prefillProfile": "p"}),
         ("always-disagg-pd-decider", {}),

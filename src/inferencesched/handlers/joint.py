@@ -20,7 +20,7 @@ from inferencesched.handlers.deciders import AlwaysDecider, position_of
 from inferencesched.handlers.disaggregated import DisaggProfileHandler
 from inferencesched.handlers.stages import StageLabel
 from inferencesched.request import InferenceRequest
-from inferencesched.topology import LABELS, Level
+from inferencesched.topology import AFFINITIES, Affinity, TopologyLabels
 
 
 class PairScorer(Protocol):
@@ -43,14 +43,15 @@ class TopologyPairs:
     """How near is the prefill server to the decode server?
 
     What the nearest level that both share is worth: the host, the rack, the zone, the region; 0 where they share none.
-    Reads the labels of `inferencesched.topology.LABELS` (static); a server without a label shares that level with nobody. Higher
-    is nearer. Cost: 15 us, and 0.5 ns a pair and level. Source of the defaults: llm-d router's ``topology-affinity-scorer``.
+    Reads the labels that `labels` names (static); a server without one, or with an empty one, shares that level with nobody.
+    Higher is nearer. Cost: 15 us, and 0.5 ns a pair and level. Source of the defaults: llm-d router's ``topology-affinity-scorer``.
     """
 
-    hostname: float = 1.0
+    host: float = 1.0
     rack: float = 0.2
     zone: float = 0.05
     region: float = 0.02
+    labels: TopologyLabels = field(default_factory=TopologyLabels)
 
     def __post_init__(self) -> None:
         for level, worth in self.worth.items():
@@ -58,9 +59,9 @@ class TopologyPairs:
                 raise InvalidInputError(level, worth, "a number from 0 to 1")
 
     @property
-    def worth(self) -> Mapping[Level, float]:
+    def worth(self) -> Mapping[Affinity, float]:
         """What is each level worth, the nearest first?"""
-        return {"hostname": self.hostname, "rack": self.rack, "zone": self.zone, "region": self.region}
+        return dict(zip(AFFINITIES, (self.host, self.rack, self.zone, self.region), strict=True))
 
     def pairs(
         self,
@@ -72,12 +73,13 @@ class TopologyPairs:
     ) -> FloatArray:
         """Return ``float64[P, D]``."""
         scores: FloatArray = np.zeros((len(prefill), len(decode)))
-        for level, label in reversed([*LABELS.items()]):  # the farthest first: a nearer one is written over it
+        levels = list(zip(self.labels.keys, self.worth.values(), strict=True))
+        for label, worth in reversed(levels):  # the farthest first: a nearer one is written over it
             values, codes = endpoints.label_column(label)
             named = np.array([*map(bool, values), False])[codes]  # -1, without the label, is the last entry
             ours, theirs = codes[prefill], codes[decode]
             if named[decode].any():
-                scores[(ours[:, None] == theirs) & named[decode]] = self.worth[level]
+                scores[(ours[:, None] == theirs) & named[decode]] = worth
         return scores
 
 

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import msgspec
 
+from inferencesched.config.catalogue.topology import LabelsParameters
 from inferencesched.config.spec import Need, Nothing, Parameters, PluginRef, PluginSpec, Workshop
 from inferencesched.endpoints import PREFIX_TOKENS
 from inferencesched.errors import InvalidInputError, UnknownNameError
@@ -25,6 +26,7 @@ from inferencesched.handlers.joint import JointDisaggHandler, TopologyPairs
 from inferencesched.handlers.single import SingleProfileHandler
 from inferencesched.handlers.stages import DisaggHeaders, StageNames
 from inferencesched.signals import of_producer
+from inferencesched.topology import TopologyLabels
 
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Count = Annotated[int, msgspec.Meta(ge=0)]
@@ -199,14 +201,17 @@ def _read_pd(handler: DisaggProfileHandler) -> PdParameters:
 class TransferScores(Parameters, frozen=True, kw_only=True, rename="camel"):
     """What is each level worth that a prefill and a decode server share?"""
 
-    hostname: Share = 1.0
+    host: Share = 1.0
     rack: Share = 0.2
     zone: Share = 0.05
     region: Share = 0.02
 
 
 class JointParameters(Parameters, frozen=True, kw_only=True, rename="camel"):
-    """``deciders.prefill``: without one, prefill always runs; the weights multiply both profiles' totals and the transfer's score."""
+    """``deciders.prefill``: without one, prefill always runs; the weights multiply both profiles' totals and the transfer's score.
+
+    ``labels`` says which label tells each level.
+    """
 
     profiles: StageProfiles = StageProfiles()
     deciders: StageDeciders = StageDeciders()
@@ -214,15 +219,17 @@ class JointParameters(Parameters, frozen=True, kw_only=True, rename="camel"):
     decode_weight: float = 1.0
     transfer_weight: float = 1.0
     transfer_scores: TransferScores = TransferScores()
+    labels: LabelsParameters = LabelsParameters()
 
 
 def _joint(parameters: JointParameters, workshop: Workshop) -> JointDisaggHandler:
     prefill = _decider(workshop, "deciders.prefill", parameters.deciders.prefill) or AlwaysDecider()
     encode = _decider(workshop, "deciders.encode", parameters.deciders.encode)
-    worth = parameters.transfer_scores
+    worth, keys = parameters.transfer_scores, parameters.labels
+    labels = TopologyLabels(keys.hostname, keys.rack, keys.zone, keys.region)
     return JointDisaggHandler(
         DisaggProfileHandler(_names(parameters.profiles), prefill, encode),
-        TopologyPairs(worth.hostname, worth.rack, worth.zone, worth.region),
+        TopologyPairs(worth.host, worth.rack, worth.zone, worth.region, labels),
         parameters.prefill_weight,
         parameters.decode_weight,
         parameters.transfer_weight,
@@ -235,13 +242,14 @@ def _read_joint(handler: JointDisaggHandler) -> JointParameters:
         raise InvalidInputError("transfer", worth, "TopologyPairs: a configuration has no name for another")
     if handler.stages.primary_port:
         raise InvalidInputError("primary_port", handler.stages.primary_port, "0: a configuration cannot say it")
-    scores = TransferScores(hostname=worth.hostname, rack=worth.rack, zone=worth.zone, region=worth.region)
+    keys = worth.labels
     return JointParameters(
         profiles=_profiles(handler.stages.profiles),
         prefill_weight=handler.prefill_weight,
         decode_weight=handler.decode_weight,
         transfer_weight=handler.transfer_weight,
-        transfer_scores=scores,
+        transfer_scores=TransferScores(host=worth.host, rack=worth.rack, zone=worth.zone, region=worth.region),
+        labels=LabelsParameters(hostname=keys.hostname, rack=keys.rack, zone=keys.zone, region=keys.region),
     )
 
 
