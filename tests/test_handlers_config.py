@@ -68,13 +68,19 @@ STAGED = {"profiles": {"encode": "e"}, "deciders": {"prefill": "often", "encode"
         ("single-profile-handler", {}),
         ("header-profile-handler", {"headerName": " X-Profile", "defaultProfile": "p"}),
         ("data-parallel-profile-handler", {"primaryPort": 0}),
-        ("disagg-profile-handler", {**STAGED, "stageOrder": "DecodeFirst"}),
+        ("disagg-profile-handler", {**STAGED, "stageOrder": "DecodeFirst", "primaryPort": 9}),
         ("disagg-profile-handler", {"stageOrder": "prefill-first", "profiles": {"decode": "d"}}),
         ("pd-profile-handler", {"deciderPluginName": "often", "primaryPort": 8000, "prefixPluginName": "ignored"}),
         ("joint-disagg-profile-handler", {}),
         (
             "joint-disagg-profile-handler",
-            {**STAGED, "transferWeight": 2.0, "transferScores": {"rack": 0.5}, "labels": {"rack": "r"}},
+            {
+                **STAGED,
+                "primaryPort": 9,
+                "transferWeight": 2.0,
+                "transferScores": {"rack": 0.5},
+                "labels": {"rack": "r"},
+            },
         ),
         ("disagg-headers-handler", {"prefillProfile": "p", "encodeProfile": ""}),
         ("prefill-header-handler", {"prefillProfile": "p"}),
@@ -108,11 +114,8 @@ class Flat:
 
 
 def test_what_a_configuration_cannot_say():
-    ported = isched.DisaggProfileHandler(primary_port=1)
     for kind, plugin, parameter in (
-        ("disagg-profile-handler", ported, "primary_port"),
         ("pd-profile-handler", isched.DisaggProfileHandler(), "handler"),
-        ("joint-disagg-profile-handler", isched.JointDisaggHandler(ported), "primary_port"),
         ("joint-disagg-profile-handler", isched.JointDisaggHandler(transfer=Flat()), "transfer"),
     ):
         with pytest.raises(isched.InvalidInputError, match=f"^{parameter}: got"):

@@ -76,11 +76,15 @@ class StageDeciders(Parameters, frozen=True, kw_only=True, rename="camel"):
 
 
 class DisaggParameters(Parameters, frozen=True, kw_only=True, rename="camel"):
-    """``stageOrder``: ``decode-first`` or ``prefill-first``, in any case, with or without the dash; the rest is nested, or flat."""
+    """``stageOrder``: ``decode-first`` or ``prefill-first``, in any case, with or without the dash; the rest is nested, or flat.
+
+    ``primaryPort`` is ours here: llm-d has it in ``pd-profile-handler`` only. 0 leaves decode's addresses as they are.
+    """
 
     profiles: StageProfiles | None = None
     deciders: StageDeciders | None = None
     stage_order: str = "decode-first"
+    primary_port: Port = 0
     decode_profile: str | None = None
     prefill_profile: str | None = None
     encode_profile: str | None = None
@@ -159,13 +163,13 @@ def _disagg(parameters: DisaggParameters, workshop: Workshop) -> DisaggProfileHa
         _decider(workshop, "deciders.prefill", deciders.prefill),
         _decider(workshop, "deciders.encode", deciders.encode),
         order,
+        parameters.primary_port,
     )
 
 
 def _read_disagg(handler: DisaggProfileHandler) -> DisaggParameters:
-    if handler.primary_port:
-        raise InvalidInputError("primary_port", handler.primary_port, "0: only pd-profile-handler can say it")
-    return DisaggParameters(profiles=_profiles(handler.profiles), stage_order=handler.stage_order)
+    names, port = handler.profiles, handler.primary_port
+    return DisaggParameters(profiles=_profiles(names), stage_order=handler.stage_order, primary_port=port)
 
 
 def _deciders(handler: DisaggProfileHandler) -> Mapping[str, object]:
@@ -215,6 +219,7 @@ class JointParameters(Parameters, frozen=True, kw_only=True, rename="camel"):
 
     profiles: StageProfiles = StageProfiles()
     deciders: StageDeciders = StageDeciders()
+    primary_port: Port = 0
     prefill_weight: float = 1.0
     decode_weight: float = 1.0
     transfer_weight: float = 1.0
@@ -228,7 +233,7 @@ def _joint(parameters: JointParameters, workshop: Workshop) -> JointDisaggHandle
     worth, keys = parameters.transfer_scores, parameters.labels
     labels = TopologyLabels(keys.hostname, keys.rack, keys.zone, keys.region)
     return JointDisaggHandler(
-        DisaggProfileHandler(_names(parameters.profiles), prefill, encode),
+        DisaggProfileHandler(_names(parameters.profiles), prefill, encode, primary_port=parameters.primary_port),
         TopologyPairs(worth.host, worth.rack, worth.zone, worth.region, labels),
         parameters.prefill_weight,
         parameters.decode_weight,
@@ -240,11 +245,10 @@ def _read_joint(handler: JointDisaggHandler) -> JointParameters:
     worth = handler.transfer
     if not isinstance(worth, TopologyPairs):
         raise InvalidInputError("transfer", worth, "TopologyPairs: a configuration has no name for another")
-    if handler.stages.primary_port:
-        raise InvalidInputError("primary_port", handler.stages.primary_port, "0: a configuration cannot say it")
     keys = worth.labels
     return JointParameters(
         profiles=_profiles(handler.stages.profiles),
+        primary_port=handler.stages.primary_port,
         prefill_weight=handler.prefill_weight,
         decode_weight=handler.decode_weight,
         transfer_weight=handler.transfer_weight,
