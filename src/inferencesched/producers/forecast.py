@@ -111,7 +111,7 @@ class StepTimePredictor:
     max_tokens: new tokens a step.
     kv_tokens: how many tokens the KV cache holds; the polynomials depend on it.
 
-    Cost: 80 us at 64 endpoints. Errors: `InvalidInputError` for numbers below 1.
+    Cost: some 50 us at 64 endpoints. Errors: `InvalidInputError` for numbers below 1.
 
     >>> from inferencesched.simulator.engine import timing
     >>> predictor = StepTimePredictor(timing("llama-3.1-8b-h100"))
@@ -132,6 +132,8 @@ class StepTimePredictor:
 
     def predict(self, features: FloatArray) -> LatencyPrediction:
         """Return both, ``float64[E]``, seconds; NaN where the prompt's length is unknown."""
+        kind, coefficients = self.timing.parameters()
+        step = _Polynomials(coefficients, self.kv_tokens) if kind == POLYNOMIAL else _ClosedForm(coefficients)
         queued, own, context = features[QUEUED], features[UNCACHED], features[CONTEXT]
         attended = np.maximum(0.0, context - queued)
         decoding = features[REQUESTS] * attended / np.where(context > 0, context, 1.0)
@@ -141,27 +143,52 @@ class StepTimePredictor:
         steps = np.maximum(1.0, np.ceil((queued + own) / budget))
         last = queued + own - (steps - 1.0) * budget
         pairs = own * (cached + 0.5 * own) + 0.5 * queued * context / np.maximum(1.0, features[REQUESTS])
-        waits = np.where((queued == 0) & (decoding > 0), 0.5 * self._step_ms(0.0, decoding, attended), 0.0)
-        ttft = waits + (steps - 1.0) * self._step_ms(budget, decoding, attended)
-        ttft = ttft + self._step_ms(last, decoding, attended) + self._pairs_ms(pairs)
-        tpot = self._step_ms(0.0, decoding + 1.0, attended + features[INPUT])
+        beside, alone = step.decode_ms(decoding, attended), np.zeros_like(own)
+        waits = np.where((queued == 0) & (decoding > 0), 0.5 * (step.tokens_ms(alone, decoding) + beside), 0.0)
+        ttft = waits + steps * beside + (steps - 1.0) * step.tokens_ms(budget, decoding)
+        ttft = ttft + step.tokens_ms(last, decoding) + step.pairs_ms(pairs)
+        with_it = decoding + 1.0
+        tpot = step.tokens_ms(alone, with_it) + step.decode_ms(with_it, attended + features[INPUT])
         return LatencyPrediction(ttft / 1e3, tpot / 1e3)
 
     def observe(self, features: FloatArray, outcome: LatencyOutcome) -> None:
         """Nothing to learn: the model is given."""
 
-    def _step_ms(self, tokens: FloatArray | float, decoding: FloatArray, context: FloatArray) -> FloatArray:
-        """Return what a step takes without the pairs of its prompts, ms; as the engine's own formula has it."""
-        kind, c = self.timing.parameters()
-        if kind == POLYNOMIAL:
-            prompts = np.where(np.asarray(tokens) > 0, (c[0] * tokens + c[1]) * tokens + c[2], 0.0)
-            share = np.minimum(1.0, context / self.kv_tokens)
-            return prompts + np.where(decoding > 0, np.maximum(c[6], (c[3] * share + c[4]) * share + c[5]), 0.0)
-        either: FloatArray = (c[1] ** 4 + (c[2] * (tokens + decoding)) ** 4) ** 0.25
-        took: FloatArray = c[0] + either + c[4] * context + c[5] * decoding
+
+class _ClosedForm:
+    """``c0 + (w^4 + (b N)^4)^(1/4) + a A + k K + r B``, in parts: N tokens, A pairs, K context of B that decode; ms."""
+
+    def __init__(self, coefficients: FloatArray) -> None:
+        values: list[float] = coefficients[:6].tolist()
+        self.c0, self.w, self.b, self.a, self.k, self.r = values
+
+    def tokens_ms(self, tokens: FloatArray, decoding: FloatArray) -> FloatArray:
+        either = self.w**4 + np.square(np.square(self.b * (tokens + decoding)))
+        took: FloatArray = self.c0 + np.sqrt(np.sqrt(either))
         return took
 
-    def _pairs_ms(self, pairs: FloatArray) -> FloatArray:
-        """Return what the query-key pairs of all chunks take, ms: a sum, however they are cut into steps."""
-        kind, c = self.timing.parameters()
-        return np.zeros_like(pairs) if kind == POLYNOMIAL else c[3] * pairs
+    def decode_ms(self, decoding: FloatArray, context: FloatArray) -> FloatArray:
+        return self.k * context + self.r * decoding
+
+    def pairs_ms(self, pairs: FloatArray) -> FloatArray:
+        """A sum over all chunks, however they are cut into steps."""
+        return self.a * pairs
+
+
+class _Polynomials:
+    """``a2 n^2 + a1 n + a0`` for n prompt tokens, ``max(least, d2 p^2 + d1 p + d0)`` for a share p of the KV cache; ms."""
+
+    def __init__(self, coefficients: FloatArray, kv_tokens: int) -> None:
+        values: list[float] = coefficients.tolist()
+        self.a2, self.a1, self.a0, self.d2, self.d1, self.d0, self.least = values
+        self.kv_tokens = kv_tokens
+
+    def tokens_ms(self, tokens: FloatArray, decoding: FloatArray) -> FloatArray:
+        return np.where(tokens > 0, (self.a2 * tokens + self.a1) * tokens + self.a0, 0.0)
+
+    def decode_ms(self, decoding: FloatArray, context: FloatArray) -> FloatArray:
+        share = np.minimum(1.0, context / self.kv_tokens)
+        return np.where(decoding > 0, np.maximum(self.least, (self.d2 * share + self.d1) * share + self.d0), 0.0)
+
+    def pairs_ms(self, pairs: FloatArray) -> FloatArray:
+        return np.zeros_like(pairs)
