@@ -19,7 +19,7 @@ LAYERS = (
     ("",),
     ("_warmup",),
     ("director", "simulator.*", "adapters.*", "testing.*"),
-    ("config", "config.*", "explain"),
+    ("config", "config.*", "explain.*"),
     ("scheduler", "flowcontrol.controller", "routing.*", "governance.*", "observability.*"),
     ("_folding",),
     ("_fusion", "_dependencies"),

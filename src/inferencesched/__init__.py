@@ -54,7 +54,7 @@ from inferencesched.errors import (
     UnknownParentError,
     UnknownProfileError,
 )
-from inferencesched.explain import Explanation, explain
+from inferencesched.explain import Decision, Explanation, decide, explain
 from inferencesched.filters import (
     AllOf,
     AnyOf,
@@ -282,6 +282,7 @@ __all__ = [
     "CycleState",
     "DataParallelProfileHandler",
     "DataProducer",
+    "Decision",
     "DecisionListener",
     "DecodeFilter",
     "DependencyError",
@@ -431,6 +432,7 @@ __all__ = [
     "WireFrame",
     "block_extra_keys",
     "block_hashes",
+    "decide",
     "decode_event_batch",
     "decode_event_frame",
     "decode_replay_reply",

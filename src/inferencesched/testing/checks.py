@@ -188,7 +188,7 @@ def check_scorer(plugin: Scorer, *, signals: Sequence[Signal] = (), more: Sequen
     ...
     inferencesched.testing.failure.CheckFailure: Usage() fails scorer:nan
       done:    score() of 7 endpoints, scene 'some unknown, known-length'
-      got:     NaN for 'ep-4'
+      got:     NaN for 'ep-...'
       allowed: a number: 0 where the scorer has no word
     """
     _all(plugin, "scorer", signals=signals, more=more)
