@@ -182,6 +182,7 @@ from inferencesched.producers.forecast import (
     LatencyPrediction,
     LatencyPredictor,
     StepTimePredictor,
+    TimingModel,
     features_of,
 )
 from inferencesched.producers.inflight import (
@@ -413,6 +414,7 @@ __all__ = [
     "StreamStep",
     "Target",
     "Tier",
+    "TimingModel",
     "TokenLoadScorer",
     "Topic",
     "TopologyAffinityFilter",
