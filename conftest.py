@@ -11,6 +11,7 @@ from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 
 collect_ignore = [
     "docs/conf.py",  # Sphinx's settings: importing them writes the reference pages
+    "tests/stranger",  # somebody else's package: tests/test_stranger.py installs it
     "tests/typing",  # read by the type checker, never run
 ]
 

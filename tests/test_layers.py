@@ -75,6 +75,7 @@ IMPURE = {
     **dict.fromkeys(("socket", "ssl", "select", "selectors", "http", "urllib", "subprocess"), "I/O"),
     **dict.fromkeys(("os", "shutil", "tempfile", "pathlib", "io", "gzip", "sqlite3"), "files"),
     **dict.fromkeys(("logging", "warnings"), "a side channel"),
+    "importlib": "what happens to be installed",
 }
 
 #: Who may all the same, and why: module pattern, what it imports, the reason.
@@ -82,6 +83,7 @@ ALLOWED = (
     ("_kernels._compile", "pathlib", "reads the package's own sources, to key the disk cache of compiled kernels"),
     ("adapters.*", "*", "adapters bring the world in"),
     ("cli", "*", "the command line is a program"),
+    ("config.installed", "importlib", "asks which packages announce plug-ins, and only when it is called"),
     ("flowcontrol.aio", "asyncio", "the shell of the controller for asyncio"),
     ("flowcontrol.aio", "time", "the shell brings the controller its clock"),
     ("flowcontrol.threaded", "threading", "the shell of the controller for threads"),

@@ -1,0 +1,1 @@
+"""Scores servers by how long their queue takes to halve."""
