@@ -4,8 +4,9 @@
 
 First recorded operations with their answers, replayed: every workload of the reference material, and N other seeds of the two
 that others get wrong (holes in what is held; one document behind several prompts). Then the timed replay, a process a
-peer, workload and repetition, medians side by side. Last, growth: the processor's time for an event of 64 blocks up to
-4 million, and a match as the index grows to N million blocks.
+peer, workload and repetition, medians side by side, and what a (block, endpoint) pair takes at the best and at the worst
+moment between two doublings. Last, growth: the processor's time for an event of 64 blocks up to 4 million, and a match as
+the index grows to N million blocks.
 
 Needs the reference material's bench folder in ../shared, and for the race ai-dynamo-runtime (extra `peers`); what is
 missing is said and left out.
@@ -46,6 +47,7 @@ def main() -> None:
         sys.path.insert(0, str(HARNESS))
         wrong = exact(arguments.seeds)
         race(arguments.reps)
+        sizes()
     else:
         print(f"left out: recorded operations and the race with Dynamo, since {HARNESS} is not here")
     grow()
@@ -113,6 +115,38 @@ def race(reps: int) -> None:
             f"{theirs['ev_blocks_s'] / 1e6:4.1f} / {ours['ev_blocks_s'] / 1e6:5.1f} "
             f"{ours['ev_blocks_s'] / theirs['ev_blocks_s']:6.1f} | "
             f"{theirs['bytes_per_pair']:3.0f} / {ours['bytes_per_pair']:3.0f}"
+        )
+
+
+def sizes() -> None:
+    """Print what a (block, endpoint) pair takes: at the end of a workload, and between two doublings of the table.
+
+    Memory is what the index has asked for. A table grows when it is three quarters full: right before, a pair takes the
+    least; right after, with the old table and the new one beside each other, the most. Since where a workload ends
+    between two doublings is an accident, all three are told.
+    """
+    import index_workloads as workloads
+
+    print("bytes a (block, endpoint) pair, as asked for, from a quarter of the most held on: at the end; least, most")
+    for name in ("W1-64", "W2", "W3"):
+        recorded = workloads.load(name)
+        chain, rows = recorded["chain"], recorded["ops"].tolist()
+        index, seen = isched.PrefixIndex(recorded["meta"]["W"]), []
+        for kind, slot, begin, count, start, _ in rows:
+            if kind == workloads.STORE:
+                index.insert(slot, chain[begin : begin + count], start=start)
+            elif kind == workloads.REMOVE:
+                index.remove(slot, chain[begin : begin + count])
+            else:
+                continue
+            stats = index.stats
+            seen.append((stats.held, stats.nbytes, stats.slots))
+        most = max(held for held, _, _ in seen)
+        pairs = [(nbytes / held, held, slots) for held, nbytes, slots in seen if held >= most / 4]
+        least, worst = min(pairs), max(pairs)
+        print(
+            f"  {name:6} {pairs[-1][0]:5.1f} ({pairs[-1][1]:,} pairs); {least[0]:5.1f} ({least[1]:,}), "
+            f"{worst[0]:5.1f} ({worst[1]:,}, in {worst[2]:,} slots)"
         )
 
 

@@ -292,6 +292,21 @@ def test_blocks_that_end_in_the_middle_wait_for_the_rest():
     assert it.match_tiers(0, prompt(64, 64)) == {}, "the parts lie on two tiers"
 
 
+def test_the_own_hash_of_an_engine_s_block():
+    """The last of ours that is complete in it or before it, whichever blocks are the larger; it goes with the block."""
+    it = applier()
+    apply(it, stored([91, 92], tokens(8)))
+    assert [it.own_hash(0, name) for name in (91, 92)] == prompt(8).tolist()
+    assert it.own_hash(0, 93) is None and it.own_hash(1, 91) is None
+    apply(it, removed(92))
+    assert it.own_hash(0, 92) is None and it.own_hash(0, 91) == prompt(4)[0]
+    small, large = applier(own=64), applier(own=16)
+    apply(small, stored(range(1, 6), tokens(80), size=16))
+    assert [small.own_hash(0, name) for name in range(1, 6)] == [None] * 3 + [prompt(64, 64)[0]] * 2
+    apply(large, stored([7, 8], tokens(128), size=64))
+    assert [large.own_hash(0, name) for name in (7, 8)] == prompt(128, 16)[[3, 7]].tolist()
+
+
 def test_one_block_of_the_engine_may_be_many_of_ours():
     it = applier(own=16)
     apply(it, stored([200, 201], tokens(128), size=64))

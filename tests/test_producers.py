@@ -11,6 +11,7 @@ import inferencesched as isched
 from inferencesched.prefix import TIER_WEIGHTS
 from inferencesched.prefix.bookkeeping import BLIND_AFTER
 from inferencesched.prefix.recency import Recency
+from inferencesched.prefix.tiers import SPECULATIVE
 
 BLOCK = 4
 
@@ -245,6 +246,26 @@ def test_a_tier_is_worth_its_weight():
     tell(heavy, pool, "a", isched.BlockStored(block_hashes=(100,), medium="CPU"))
     assert matches(heavy, pool, request_of(prompt(4)))[0] == [(1 + 3 * 0.5) / 4, 0.0]
     assert list(TIER_WEIGHTS) == list(isched.Tier)
+
+
+def test_how_much_lies_on_which_tier():
+    pool, producer = pool_of("a", "b", "c"), precise()
+    tell(producer, pool, "a", stored(prompt(4)))
+    tell(producer, pool, "a", isched.BlockStored(block_hashes=(100, 102), medium="CPU"))
+    tell(producer, pool, "a", isched.BlockRemoved(block_hashes=(102, 103)))
+    tell(producer, pool, "b", stored(prompt(2)))
+    send(producer, pool, request_of(prompt(3)), "b", now=0.0)
+    found = producer.tiers(request_of(prompt(5)), pool.snapshot(), now=1.0)
+    assert [found.tiers(i) for i in range(3)] == [
+        {isched.Tier.DEVICE: 2, isched.Tier.HOST: 1},
+        {isched.Tier.DEVICE: 2, SPECULATIVE: 3},
+        {},
+    ]
+    assert found.total == 5 and found.cached.tolist() == [3, 3, 0]
+    assert found.weighted.tolist() == [1 + 1 + 0.8, 3.0, 0.0]
+    later = producer.tiers(request_of(prompt(5)), pool.snapshot(), now=9.0)
+    assert later.tiers(1) == {isched.Tier.DEVICE: 2} and later.tiers(0) == found.tiers(0)
+    assert producer.tiers(isched.InferenceRequest(request_id="1"), pool.snapshot(), now=9.0) is None
 
 
 def test_a_booking_counts_until_its_time_is_up_or_the_engine_says_so():

@@ -143,6 +143,16 @@ class KVEventApplier:
         holdings = self._holdings.get(slot)
         return len(holdings) if holdings is not None else 0
 
+    def own_hash(self, slot: int, engine_hash: int) -> int | None:
+        """By which of our hashes does a block of this engine go? None where the block is not known.
+
+        It is the hash of the last block of ours that is complete in the engine's block or before it: where the engine's
+        blocks are the smaller ones, several share one, and the first ones have none yet, which is None as well.
+        """
+        holdings = self._holdings.get(slot)
+        before = holdings.before(engine_hash) if holdings is not None else None
+        return None if before is None else before.key
+
     def apply(self, slot: int, batch: EventBatch) -> None:
         """Which blocks does the endpoint hold after this batch?
 

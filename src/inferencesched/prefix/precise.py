@@ -30,6 +30,7 @@ from inferencesched.prefix.producer import (
 )
 from inferencesched.prefix.recency import Recency
 from inferencesched.prefix.sequence import StreamStep
+from inferencesched.prefix.tiers import SPECULATIVE, TierMatch, tier_match
 from inferencesched.request import InferenceRequest
 from inferencesched.signals import CACHED_BLOCKS, READABLE_BLOCKS
 
@@ -168,6 +169,27 @@ class PrecisePrefixProducer:
         if readable is not None:
             columns |= {CACHED_BLOCKS: reach.astype(np.float64), READABLE_BLOCKS: readable}
         return Produced(columns, PrefixReceipt(hashes, endpoints, reach))
+
+    def tiers(self, request: InferenceRequest, endpoints: Endpoints, *, now: float) -> TierMatch | None:
+        """On which tiers does each endpoint hold how many of the prompt's first blocks? None without hashes or tokens.
+
+        Plain counts, by row of `endpoints`, for logs, metrics and scorers of your own; nothing is remembered of the
+        question. A booked block that is not confirmed yet counts under `SPECULATIVE`. Cost as for `produce`.
+        """
+        hashes = self.hashes(request)
+        if hashes is None:
+            return None
+        flags = np.zeros((len(endpoints), len(hashes)), dtype=np.uint64)
+        with self._lock:
+            self._forget_old(now)
+            told, booked = self.index.match(hashes), self.speculative.match(hashes)
+            owned = self._stays.current(endpoints.slots, endpoints.generations)
+            for i in np.flatnonzero(owned).tolist():
+                slot = int(endpoints.slots[i])
+                held = told[slot]
+                flags[i, :held] = self._applier.tiers_of(slot, hashes[:held]) if slot in self._mixed else Tier.DEVICE
+                flags[i, : booked[slot]] |= np.uint64(SPECULATIVE)
+        return tier_match([flags], {int(tier): weight for tier, weight in self.weights.items()})
 
     def commit(self, receipt: PrefixReceipt, slot: int, *, now: float) -> None:
         """Expect the prompt's blocks on `slot`, until they are confirmed or their time is up."""
