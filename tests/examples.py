@@ -25,6 +25,7 @@ from inferencesched.simulator.engine import timing
 from inferencesched.testing import kinds_of
 
 Make = Callable[[], object]
+BUSY = filters.UtilizationFilter(((WAITING_QUEUE_SIZE, 5.0), (KV_CACHE_USAGE, 0.8)))
 KEYS = (RequestKey(), RequestKey("prefix"), RequestKey("header", "x-zone"), RequestKey("tenant"))
 
 
@@ -38,6 +39,12 @@ def approximate(**options) -> ApproximatePrefixProducer:
 
 EXAMPLES: dict[str, tuple[Make, ...]] = {
     # filters
+    "AllOf": (lambda: filters.AllOf((BUSY, filters.RendezvousFilter(KEYS[1], replicas=2))),),
+    "AnyOf": (lambda: filters.AnyOf((BUSY, filters.Not(filters.HealthFilter()))),),
+    "AtLeast": (
+        lambda: filters.AtLeast(scorers.PrefixCacheScorer(), 0.8),
+        lambda: filters.AtLeast(scorers.QueueScorer(), 0.5),
+    ),
     "BoundedLoadFilter": (
         *(lambda key=key: filters.BoundedLoadFilter(key) for key in KEYS),
         lambda: filters.BoundedLoadFilter(KEYS[2], balance=0.1, replicas=2, weighted=False),
@@ -59,6 +66,8 @@ EXAMPLES: dict[str, tuple[Make, ...]] = {
         lambda: filters.LabelSelectorFilter({"zone": "eu"}, (LabelRequirement("llm-d.ai/role", "Exists"),)),
         filters.LabelSelectorFilter,
     ),
+    "Not": (lambda: filters.Not(BUSY), lambda: filters.Not(filters.AtLeast(scorers.KvCacheUtilizationScorer(), 0.5))),
+    "Prefer": (lambda: filters.Prefer(BUSY), lambda: filters.Prefer(filters.DecodeFilter())),
     "PrefillFilter": (filters.PrefillFilter,),
     "PrefixCacheAffinityFilter": (
         filters.PrefixCacheAffinityFilter,
@@ -92,6 +101,10 @@ EXAMPLES: dict[str, tuple[Make, ...]] = {
         *(lambda key=key: scorers.BoundedLoadScorer(key) for key in KEYS),
         lambda: scorers.BoundedLoadScorer(KEYS[1], balance=2.0, replicas=2, weighted=False),
     ),
+    "CapacityScaledScorer": (
+        scorers.CapacityScaledScorer,
+        lambda: scorers.CapacityScaledScorer(WAITING_QUEUE_SIZE, step=0.0, full=8.0),
+    ),
     "ContextLengthAware": (scorers.ContextLengthAware, lambda: scorers.ContextLengthAware("zone", filtering=True)),
     "EncoderCacheScorer": (scorers.EncoderCacheScorer, lambda: scorers.EncoderCacheScorer("mm-2")),
     "EndpointAttributeScorer": (
@@ -106,7 +119,15 @@ EXAMPLES: dict[str, tuple[Make, ...]] = {
         lambda: scorers.LatencyScorer(0.3, 0.7, "most"),
         lambda: scorers.LatencyScorer(0.0, 1.0, producer="latency", prefix_producer="prefix"),
     ),
+    "Lexicographic": (
+        lambda: scorers.Lexicographic((scorers.PrefixCacheScorer(), scorers.QueueScorer()), 0.1),
+        lambda: scorers.Lexicographic((scorers.RendezvousScorer(KEYS[2]), scorers.LoadSecondsScorer()), 0.0),
+    ),
     "LoadAwareScorer": (scorers.LoadAwareScorer, lambda: scorers.LoadAwareScorer(4.0)),
+    "LoadSecondsScorer": (
+        scorers.LoadSecondsScorer,
+        lambda: scorers.LoadSecondsScorer(5.0, seconds_per_context_token=1e-4, kv_barrier=0.15),
+    ),
     "LoraAffinityScorer": (scorers.LoraAffinityScorer, lambda: scorers.LoraAffinityScorer(distinct=True)),
     "LoraResidencyScorer": (
         scorers.LoraResidencyScorer,
@@ -179,7 +200,10 @@ EXAMPLES: dict[str, tuple[Make, ...]] = {
         lambda: NamedProducer(producers.OutlierProducer(), "health", (signals.HEALTH,), (signals.HEALTH,)),
     ),
     "NoHitLruProducer": (producers.NoHitLruProducer, lambda: producers.NoHitLruProducer(lru_size=2)),
-    "OutlierProducer": (producers.OutlierProducer,),
+    "OutlierProducer": (
+        producers.OutlierProducer,
+        lambda: producers.OutlierProducer(producers.OutlierPolicy(consecutive_failures=1, trials=2)),
+    ),
     "P2PSource": (producers.P2PSource,),
     "PrecisePrefixProducer": (
         lambda: PrecisePrefixProducer(block_size=16),
