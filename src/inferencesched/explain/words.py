@@ -25,8 +25,10 @@ RULES: Final[dict[Rule, str]] = {
     "picker": "decided by the picker's own rule, not by totals",
     "handler": "decided by the handler, otherwise than by the profile alone",
 }
-#: So many changes are told; the plain data holds all.
-TOLD: Final = 3
+#: So many candidates, dropped endpoints and changes are told; the plain data holds all.
+CANDIDATES: Final = 10
+DROPS: Final = 20
+CHANGES: Final = 3
 
 
 def text(told: ExplanationRecord) -> str:
@@ -46,7 +48,7 @@ def html(told: ExplanationRecord) -> str:
     parts = [f"<p><b>request {_said(told['request_id'])}</b>: {_said(told['endpoint'])}</p>"]
     for profile in (told, *told["others"]):
         parts += [_table(profile), "<ul>"]
-        rest = [line.strip() for line, style in _profile_lines(profile) if style not in ("bold", "candidate", "")]
+        rest = [line.strip() for line, style in _profile_lines(profile) if style]
         parts += [f"<li>{escape(line)}</li>" for line in rest]
         parts.append("</ul>")
     parts += [f"<p>{escape(line)}</p>" for line, _ in _failed_lines(told)]
@@ -61,7 +63,7 @@ def _table(profile: ProfileRecord) -> str:
     head = [f"profile {_said(profile['profile'])}", "total", "age"]
     head += [f"{weight['weight']:g} &times; {_said(weight['scorer'])}" for weight in profile["weights"]]
     rows = []
-    for candidate in _ranked(profile):
+    for candidate in _ranked(profile)[:CANDIDATES]:
         name = _said(candidate["endpoint"])
         cells = [f"<b>{name}</b>" if candidate["endpoint"] == profile["endpoint"] else name]
         cells += [_number(candidate["total"]), escape(_age(candidate))]
@@ -85,7 +87,7 @@ def _lines(told: ExplanationRecord) -> Iterator[tuple[str, str]]:
 def _failed_lines(told: ExplanationRecord) -> Iterator[tuple[str, str]]:
     for failed in told["failed"]:
         yield f"profile {failed['profile']!r} kept nobody", "bold"
-        yield from ((_drop(drop), "dim") for drop in failed["dropped"])
+        yield from _drops(failed["dropped"])
 
 
 def _profile_lines(profile: ProfileRecord) -> Iterator[tuple[str, str]]:
@@ -96,18 +98,20 @@ def _profile_lines(profile: ProfileRecord) -> Iterator[tuple[str, str]]:
         tie = ", a tie" if profile["tie"] else ""
         margin = _number(profile["margin"])
         yield f"{RULES[profile['rule']]}; runner-up {profile['runner_up']!r}, margin {margin}{tie}", "italic"
-    for candidate in _ranked(profile):
-        yield _candidate(candidate, profile), ""
+    ranked = _ranked(profile)
+    yield from ((_candidate(candidate, profile), "") for candidate in ranked[:CANDIDATES])
+    if len(ranked) > CANDIDATES:
+        yield f"  and {len(ranked) - CANDIDATES} more", ""
     for k, weight in enumerate(profile["weights"]):
         silent = [each["endpoint"] for each in profile["candidates"] if not each["scores"][k]["scored"]]
         if silent:
-            yield f"  {weight['scorer']} has no word on {', '.join(silent)}", "dim"
-    yield from ((_reading(signal), "dim") for signal in profile["signals"])
-    yield from ((_drop(drop), "dim") for drop in profile["dropped"])
+            yield f"  {weight['scorer']} has no word on {_some(silent)}", "dim"
+    yield from ((_reading(signal, profile), "dim") for signal in profile["signals"])
+    yield from _drops(profile["dropped"])
     for weight in profile["weights"]:
         if weight["flips_at"] is not None:
             yield f"it would flip if {weight['scorer']} weighed {weight['flips_at']:.6g}", "cyan"
-    yield from ((_change(change), "cyan") for change in profile["changes"][:TOLD])
+    yield from ((_change(change), "cyan") for change in profile["changes"][:CHANGES])
 
 
 def _ranked(profile: ProfileRecord) -> list[CandidateRecord]:
@@ -129,10 +133,23 @@ def _age(candidate: CandidateRecord) -> str:
     return f"{age}, not believed" if candidate["stale"] and candidate["age"] is not None else age
 
 
-def _reading(signal: SignalRecord) -> str:
-    values = ", ".join(f"{name} {_number(value)}" for name, value in signal["values"].items())
+def _reading(signal: SignalRecord, profile: ProfileRecord) -> str:
+    """Return what a signal said of the two that matter."""
+    names = [name for name in (profile["endpoint"], profile["runner_up"]) if name in signal["values"]]
+    values = ", ".join(f"{name} {_number(signal['values'][name])}" for name in names if name is not None)
     unit = f" {signal['unit']}" if signal["unit"] else ""
     return f"  {signal['signal']}{unit} ({signal['freshness']}, read by {', '.join(signal['readers'])}): {values}"
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - CANDIDATES} more" if len(names) > CANDIDATES else ""
+    return ", ".join(names[:CANDIDATES]) + more
+
+
+def _drops(drops: list[DropRecord]) -> Iterator[tuple[str, str]]:
+    yield from ((_drop(drop), "dim") for drop in drops[:DROPS])
+    if len(drops) > DROPS:
+        yield f"  and {len(drops) - DROPS} more dropped", "dim"
 
 
 def _drop(drop: DropRecord) -> str:
