@@ -379,3 +379,12 @@ def test_hostile_bytes_are_read_or_refused_and_nothing_else(payload, changes, ju
         for encoding in ("msgpack", "json"):
             found = outcome(raw, encoding)
             assert isinstance(found, isched.EventBatch) or len(str(found)) < 600
+
+
+def test_an_error_deep_in_a_payload_is_short():
+    """A map in a map, five hundred times, and in the last one a timestamp that is none: msgspec names the whole way there."""
+    nested = b"\x81\xa0" * 500 + b"\xc7\x01\xff\x00"
+    payload = b"\x92\x00\x91\x92\xacBlockRemoved\x91" + nested
+    with pytest.raises(isched.KVEventError, match=r" \.\.\. ") as caught:
+        isched.decode_event_batch(payload)
+    assert len(str(caught.value)) < 600

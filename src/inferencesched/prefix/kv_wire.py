@@ -186,12 +186,17 @@ def decode_event(event: Any, where: str = "event") -> KVEvent:
 
 def refused(where: str, error: Exception) -> KVEventError:
     """Which of our errors says what msgspec said?"""
-    words, _, path = str(error).partition(" - at ")
+    words, _, path = map(_brief, str(error).partition(" - at "))
     if not isinstance(error, msgspec.ValidationError):
         return KVEventError(where, words, "one whole message of the stated encoding")
     expected, _, got = words.partition(", got ")
     place = where + (path.strip("`").removeprefix("$") if path.startswith("`$") else f" ({path})" if path else "")
     return KVEventError(place, got.strip("`") or "another value", expected.removeprefix("Expected "))
+
+
+def _brief(words: str) -> str:
+    """Return words without their middle where they are long: a path into a thousand levels tells nothing more."""
+    return words if len(words) <= 200 else f"{words[:140]} ... {words[-40:]}"
 
 
 def _is_array(payload: bytes) -> bool:
