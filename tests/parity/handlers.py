@@ -15,6 +15,7 @@ import numpy as np
 import inferencesched as isched
 from inferencesched._dependencies import plugins_of
 from inferencesched.config.catalogue import CATALOGUE
+from inferencesched.config.decode import references
 from inferencesched.config.spec import PluginSpec
 from inferencesched.framework import Reader, StagedHandler
 from inferencesched.handlers.addresses import join_address, split_address
@@ -22,7 +23,7 @@ from inferencesched.handlers.stages import stage_label
 from tests.parity import plugins
 from tests.parity.cases import Case, Mismatch, NotYet, Runner, same
 from tests.parity.snapshots import columns_of, cycle, plain, pool_of, request_of
-from tests.parity.specs import build_from, settings
+from tests.parity.specs import build_from, parameters_of, settings
 
 SPECS: Mapping[str, PluginSpec] = {spec.name: spec for spec in CATALOGUE}
 DECIDERS = [name for name, spec in SPECS.items() if "decider" in spec.kinds]
@@ -193,11 +194,18 @@ def label(case: Case) -> None:
 def validation(case: Case) -> None:
     spec, expect = SPECS[case["component"]], case["expect"]
     known = {name: built({"type": name}) for name in (case.get("context") or {}).get("known_deciders", DECIDERS)}
+
+    def made() -> Any:
+        for reference in references(parameters_of(spec, case), "$"):  # as a configuration does, before it builds
+            if reference.name not in known:
+                raise isched.InvalidInputError(reference.path, reference.name, f"one of {sorted(known)}")
+        return build_from(spec, case, known)
+
     if not expect["valid"]:
-        refusal(expect.get("error_contains"), lambda: build_from(spec, case, known))
+        refusal(expect.get("error_contains"), made)
         return
     try:
-        it = build_from(spec, case, known)
+        it = made()
     except REFUSALS as error:
         raise Mismatch("parameters that are valid", str(error)) from error
     assert spec.read is not None

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from inferencesched.config.decode import decode
 from inferencesched.config.spec import PluginSpec
 from inferencesched.errors import InvalidInputError
 from tests.parity.cases import Case, Mismatch, same
@@ -31,9 +32,10 @@ def parameters_of(spec: PluginSpec, case: Case) -> Any:
     """Read a case's parameters as the configuration does: strictly, from text where the text is under test."""
     raw = case.get("params_raw")
     if raw is not None:
-        return msgspec.json.decode(raw.encode() if raw.strip() else b"{}", type=spec.parameters)
+        said = msgspec.json.decode(raw) if raw.strip() else {}
+        return decode(spec.parameters, {} if said is None else said)
     given = {name: value for name, value in case["params"].items() if not name.startswith("_")}
-    return msgspec.convert(given, spec.parameters)
+    return decode(spec.parameters, given)
 
 
 def build_from(spec: PluginSpec, case: Case, plugins: Mapping[str, object] | None = None) -> Any:
