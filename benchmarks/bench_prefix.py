@@ -165,7 +165,23 @@ def bench_extend(benchmark):
 
 
 @pytest.mark.benchmark(group="from 32,768 tokens to the depths of 64 endpoints")
-def bench_tokens_to_depths(benchmark):
+def bench_one_xxh3_beside_it(benchmark):
+    benchmark(xxhash.xxh3_64_intdigest, TOKENS.tobytes(), 1337)
+
+
+@pytest.mark.parametrize("known", [2048, 100])
+@pytest.mark.benchmark(group="from 32,768 tokens to the depths of 64 endpoints")
+def bench_match_tokens(benchmark, known):
+    """In one call; of a prompt that is held, and of one that leaves what is held early, of which the rest is not hashed."""
+    index, out = isched.PrefixIndex(64), np.zeros(64, dtype=np.int32)
+    index.insert(5, isched.block_hashes(TOKENS, 16)[:known])
+    index.match_tokens(TOKENS, 16, out)
+    benchmark(index.match_tokens, TOKENS, 16, out)
+    assert out[5] == known
+
+
+@pytest.mark.benchmark(group="from 32,768 tokens to the depths of 64 endpoints")
+def bench_tokens_to_depths_in_two_calls(benchmark):
     index, out = isched.PrefixIndex(64), np.zeros(64, dtype=np.int32)
     index.insert(5, isched.block_hashes(TOKENS, 16))
     index.match(isched.block_hashes(TOKENS, 16), out)
