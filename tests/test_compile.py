@@ -86,13 +86,15 @@ pool.observe("a", {isched.RUNNING_REQUESTS: 3}, now=1.0, adapters=isched.Adapter
 scorers = (
     isched.ActiveRequestScorer(), isched.KvCacheUtilizationScorer(), isched.LoraAffinityScorer(),
     isched.PrefixCacheScorer(), isched.PrefixCacheScorer(0.5), isched.QueueScorer(), isched.RunningRequestsScorer(),
-    isched.TokenLoadScorer(),
+    isched.TokenLoadScorer(), isched.CapacityScaledScorer(), isched.LoadSecondsScorer(),
+    isched.Lexicographic((isched.QueueScorer(), isched.RendezvousScorer(isched.RequestKey("adapter")))),
 )
 pickers = (
     isched.MaxScorePicker(), isched.MaxScorePicker(3), isched.PowerOfTwoPicker(), isched.RandomPicker(),
-    isched.RoundRobinPicker(), isched.WeightedRandomPicker(2),
+    isched.RoundRobinPicker(), isched.WeightedRandomPicker(2), isched.EpsilonGreedyPicker(0.5), isched.SoftmaxPicker(),
 )
-filters = ((), (isched.UtilizationFilter(((isched.WAITING_QUEUE_SIZE, 3.0),)),))
+busy = isched.UtilizationFilter(((isched.WAITING_QUEUE_SIZE, 3.0),))
+filters = ((), (busy, isched.Prefer(isched.AtLeast(isched.QueueScorer(), 0.5)), isched.RendezvousFilter(replicas=2)))
 requests = [
     isched.InferenceRequest(request_id="tokens", tokens=np.arange(n, dtype=np.uint32), adapter="x", cache_salt=salt)
     for n in (0, 7, 64, 700) for salt in ("", "salt")

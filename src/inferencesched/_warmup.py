@@ -5,7 +5,7 @@ import numpy as np
 from inferencesched.endpoints import KV_CACHE_USAGE, WAITING_QUEUE_SIZE
 from inferencesched.explain import explain
 from inferencesched.framework import SchedulingProfile, WeightedScorer
-from inferencesched.normalize import minmax
+from inferencesched.normalize import inverse_minmax, minmax
 from inferencesched.pickers import MaxScorePicker
 from inferencesched.placement import preference
 from inferencesched.pool import InferencePool
@@ -46,7 +46,9 @@ def warmup() -> None:
         scheduler.schedule_and_reserve(request, pool, now=0.0, rng=rng).complete(now=0.0)
     _walk_index()
     _walk_events()
-    minmax(pool.snapshot()[WAITING_QUEUE_SIZE])
+    for column in (pool.snapshot()[WAITING_QUEUE_SIZE], np.zeros(3)):  # read-only, and not
+        minmax(column)
+        inverse_minmax(column)
     preference(0, pool.snapshot())
 
 
