@@ -38,7 +38,7 @@ LAYERS = (
     ("sessions",),
     ("pool",),
     ("_pool_audit", "bookings"),
-    ("framework", "signals", "topology", "placement", "flowcontrol.flows"),
+    ("framework", "signals", "topology", "placement", "flowcontrol.flows", "flowcontrol.outcomes"),
     ("reservation",),
     ("request", "endpoints", "normalize", "prefix.*"),
     ("members",),

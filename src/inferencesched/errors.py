@@ -26,6 +26,8 @@
      |    |-- UnknownProfileError                400  it asks for a scheduling profile that is not there
      |    `-- FilteredOutError                   429  every candidate was filtered out
      |
+     |-- TicketError                             a flow-control ticket that is not in flight (any more)
+     |
      `-- ReservationError                        the booking is not there any more
           |-- EndpointGoneError                  503  the endpoint left (or was replaced) in between
           `-- AlreadySettledError                     settled before; names how
@@ -177,6 +179,10 @@ class FilteredOutError(RequestRefusedError):
 
     outcome: ClassVar[str] = "filtered_out"
     status: ClassVar[int] = 429
+
+
+class TicketError(InferenceSchedError):
+    """Which ticket of the flow controller is not in flight, and what is it instead?"""
 
 
 class ReservationError(InferenceSchedError):
