@@ -254,6 +254,21 @@ def test_of_two_producers_the_usual_one_fills_the_plain_columns():
     assert decided(loaded.scheduler(), pool("", "")).endpoint in ("ep-0", "ep-1")
 
 
+def test_a_scorer_reads_the_producer_that_it_names():
+    """The approximate index knows where the prompt went, the precise one, which nobody told, does not."""
+    raw = said(
+        APPROXIMATE,
+        PRECISE,
+        {"type": "prefix-cache-scorer", "name": "exact", "parameters": {"prefixMatchInfoProducerName": PRECISE}},
+        {"type": "prefix-cache-scorer", "name": "guess", "parameters": {"prefixMatchInfoProducerName": APPROXIMATE}},
+        {"type": "prefix-cache-scorer", "name": "usual"},
+    )
+    scheduler, it = load(raw).scheduler(), pool("", "")
+    scheduler.reserve(decided(scheduler, it), it, now=0.0)
+    result = decided(scheduler, it)
+    assert (result.target.score, result.target.tokens) == (2.0, 0)
+
+
 def test_a_producer_that_nobody_reads_beside_another_is_left_out_and_it_is_said():
     loaded = load(said(APPROXIMATE, PRECISE, "prefix-cache-scorer"))
     assert [type(each) for each in loaded.producers] == [ApproximatePrefixProducer]

@@ -66,7 +66,9 @@ class Op(NamedTuple):
     parameters: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
 
 
-def _prefix(scorer: PrefixCacheScorer) -> Op:
+def _prefix(scorer: PrefixCacheScorer) -> Op | None:
+    if scorer.producer:
+        return None  # a column of that producer's own: no standard row
     parameters = (scorer.match_length_weight, scorer.match_length_scale_tokens, 0.0, 0.0)
     return Op(profile.PREFIX, ROW(PREFIX_MATCH), PREFIX_TOKENS_ROW, 0, parameters)
 
