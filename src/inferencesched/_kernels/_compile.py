@@ -77,7 +77,7 @@ def lent(function: Callable[P, R], *arguments: Any) -> Callable[P, R]:
     An array is looked at where it lies: one of another dtype or number of dimensions, not contiguous, not aligned, or
     read-only where the example is not, is a `TypeError`, and the kernel has not begun. The caller has to be sure that
     it is an array, ``type(x) is ndarray``; the call keeps it alive, so the kernel must not return it. A tuple is passed
-    as a handle (`items_of`).
+    as a handle (`item_of`).
     """
     return cast(Callable[P, R], cast(Any, function).compile(tuple(map(_lent_type, arguments))))
 
