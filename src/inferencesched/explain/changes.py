@@ -13,7 +13,7 @@ import numpy as np
 from inferencesched._fusion import plain_scores, plain_totals
 from inferencesched._typing import FloatArray
 from inferencesched.endpoints import Endpoints, Signal
-from inferencesched.errors import RequestRefusedError
+from inferencesched.errors import PluginError, RequestRefusedError
 from inferencesched.explain.record import Change
 from inferencesched.framework import CycleState, DataProducer, ProfileResult, Reader
 from inferencesched.request import InferenceRequest
@@ -54,7 +54,10 @@ class World:
         self._state: Any = rng.bit_generator.state
 
     def winner(self, profile: str, signal: Signal, endpoint: str, value: float) -> str | None:
-        """Return whom the profile would have picked with this value; None where the request would have been refused."""
+        """Return whom the profile would have picked with this value.
+
+        None where the request would have been refused, or a plug-in would have broken its contract.
+        """
         endpoints = self._changed(signal, self.produced.names.index(endpoint), value)
         self._drawing.bit_generator.state = self._state
         cycle = self.started._replace(rng=self._drawing)
@@ -62,7 +65,7 @@ class World:
             result = self.scheduler.run_profiles(
                 self.request, endpoints, cycle, lambda name, cycle: self._run(name, endpoints, cycle)
             )
-        except RequestRefusedError:
+        except (RequestRefusedError, PluginError):
             return None
         picked = result.profiles.get(profile)
         return picked.target.endpoint if picked is not None and picked.targets else None

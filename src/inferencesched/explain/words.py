@@ -3,6 +3,7 @@
 All three are made of the plain data (`inferencesched.explain.schema`), so that one that was kept as JSON can be read as well.
 """
 
+import re
 from collections.abc import Iterator
 from html import escape
 from typing import Final
@@ -25,6 +26,8 @@ RULES: Final[dict[Rule, str]] = {
     "picker": "decided by the picker's own rule, not by totals",
     "handler": "decided by the handler, otherwise than by the profile alone",
 }
+#: What rich takes for a tag, with the backslashes before it.
+_TAG: Final = re.compile(r"(\\*)(\[[a-z#/@][^[]*?\])")
 #: So many candidates, dropped endpoints and changes are told; the plain data holds all.
 CANDIDATES: Final = 10
 DROPS: Final = 20
@@ -39,8 +42,17 @@ def text(told: ExplanationRecord) -> str:
 def markup(told: ExplanationRecord) -> Iterator[str]:
     """Yield the lines with rich's markup: the winner bold, what was dropped dim, what would flip it in colour."""
     for line, style in _lines(told):
-        plain = line.replace("\\", "\\\\").replace("[", "\\[")
-        yield f"[{style}]{plain}[/{style}]" if style else plain
+        plain = _TAG.sub(_untagged, line)
+        if style:
+            ends = plain[len(plain.rstrip("\\")) :]  # a backslash before the closing tag would take it for text
+            yield f"[{style}]{plain}{ends}[/{style}]"
+        else:
+            yield plain
+
+
+def _untagged(found: re.Match[str]) -> str:
+    """Return what rich shows as the word itself, where it would take it for a tag."""
+    return f"{found[1]}{found[1]}\\{found[2]}"
 
 
 def html(told: ExplanationRecord) -> str:
