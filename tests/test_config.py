@@ -14,6 +14,7 @@ from inferencesched import (
     InferenceRequest,
     InvalidInputError,
     PrecisePrefixProducer,
+    PrefixCacheScorer,
     Signal,
 )
 from inferencesched.config import (
@@ -31,7 +32,6 @@ from inferencesched.config import (
 from inferencesched.config import Node as GraphNode
 from inferencesched.config.document import OLD_API_VERSION
 from inferencesched.config.picker_config import read
-from inferencesched.producers.named import NamedProducer
 from inferencesched.signals import CACHED_BLOCKS, of_producer
 
 HEAD = {"apiVersion": "llm-d.ai/v1alpha1", "kind": "EndpointPickerConfig"}
@@ -231,12 +231,24 @@ def test_alpha_types_have_to_be_allowed():
 # --- producers ---------------------------------------------------------------------------------------------------
 
 
-def test_a_named_producer_is_read_by_its_name_and_fills_the_plain_columns_if_it_is_the_only_one():
+def test_who_names_the_producer_of_the_plain_columns_reads_those():
+    """They are what kernels know; the document keeps the name."""
     loaded = load(FULL)
-    [producer] = loaded.producers
-    assert isinstance(producer, NamedProducer)
-    assert producer.producer is loaded.plugins[PRECISE]
-    assert {PREFIX_MATCH, of_producer(PREFIX_MATCH, PRECISE)} <= set(producer.produces)
+    assert loaded.producers == (loaded.plugins[PRECISE],)
+    scorers = [each.scorer for each in loaded.profiles["decode"].scorers]
+    assert scorers[0] == PrefixCacheScorer()
+    assert dump(loaded)["plugins"][2]["parameters"] == {"prefixMatchInfoProducerName": PRECISE}
+
+
+def test_a_decider_inside_a_handler_reads_them_too():
+    raw = {**FULL, "plugins": [{**each} for each in FULL["plugins"]]}
+    raw["plugins"][8] = {
+        "type": "prefix-based-pd-decider",
+        "parameters": {"nonCachedTokens": 16, "prefixMatchInfoProducerName": PRECISE},
+    }
+    loaded = load(raw)
+    assert loaded.handler == load(FULL).handler
+    assert loaded.handler.prefill_decider is loaded.plugins["prefix-based-pd-decider"]
 
 
 def test_of_two_producers_the_usual_one_fills_the_plain_columns():

@@ -98,11 +98,13 @@ def test_a_scheduler_of_it_is_written_and_read_back(name):
     plug = {"type": name, "parameters": LEAST.get(name, {})}
     loaded = load({"apiVersion": "inferencesched/v1", "kind": "Scheduler", **place(plug)})
     scheduler = loaded.scheduler()
-    written = dump_scheduler(scheduler)
-    again = load(written).scheduler()
-    assert dump_scheduler(again) == written
-    assert again.profiles == scheduler.profiles
-    assert [type(each) for each in again.producers] == [type(each) for each in scheduler.producers]
+    again = load(dump_scheduler(scheduler)).scheduler()
+    written = dump_scheduler(again)
+    assert dump_scheduler(load(written).scheduler()) == written
+    if spec.stability != "deprecated":  # those are written as what they stand for
+        assert written == dump_scheduler(scheduler)
+        assert again.profiles == scheduler.profiles
+        assert [type(each) for each in again.producers] == [type(each) for each in scheduler.producers]
     assert dump(load(dump(loaded))) == dump(loaded)
 
 

@@ -103,7 +103,8 @@ class Running:
         alike = [i for i, (_, each) in enumerate(self._left) if type(each) is type(made) and spec.read(each) == said]
         if not alike:
             return made
-        chosen = min(alike, key=lambda i: self._left[i][0] != name)
+        # one that has its name; else one that had no need of any
+        chosen = min(alike, key=lambda i: (self._left[i][0] != name, self._left[i][0] != ""))
         return self._left.pop(chosen)[1]
 
 

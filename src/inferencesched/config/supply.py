@@ -8,9 +8,11 @@ that one; the usual one, or else the first, also fills the plain column.
 from collections.abc import Set
 from typing import Any, NamedTuple
 
+import msgspec
+
 from inferencesched.config.decode import decode, encode, found, one_of
 from inferencesched.config.document import Remark
-from inferencesched.config.spec import Need
+from inferencesched.config.spec import Need, Opaque, PluginSpec
 from inferencesched.config.workbench import Instance, Workbench, place_of
 from inferencesched.endpoints import Signal
 from inferencesched.errors import ConfigError
@@ -56,6 +58,7 @@ def supply(bench: Workbench) -> Supply:
         made = _create(bench, instance, need)
         created[column] = made
         waiting.extend((made, each) for each in _needs(made))
+    _read_plainly(bench, usual)
     return Supply(_wired(bench, usual), tuple(each.name for each in created.values()))
 
 
@@ -111,6 +114,38 @@ def _create(bench: Workbench, instance: Instance, need: Need) -> Instance:
     words = f"reads {need.signal.name}: {kind} is made to fill it"
     bench.remarks.append(Remark("assumed", instance.path, instance.name, words, kind))
     return made
+
+
+def _read_plainly(bench: Workbench, usual: Set[str]) -> None:
+    """Let whoever names the producer of the plain columns read those: kernels know them, and names cost a mapping a cycle.
+
+    What a producer is made of stays as it is.
+    """
+    held = bench.used_by(bench.of_kind("producer"))
+    plainly: dict[str, msgspec.Struct] = {}
+    for instance in bench.instances.values():
+        if instance.is_a("producer") or instance.name in held or isinstance(instance.parameters, Opaque):
+            continue
+        parameters = instance.parameters
+        for name in {column.partition("@")[2] for column in _columns(instance.spec, parameters)} & set(bench.instances):
+            fields = msgspec.structs.asdict(parameters)
+            other = msgspec.structs.replace(parameters, **{key: "" for key, said in fields.items() if said == name})
+            wanted = [column.removesuffix(f"@{name}") for column in _columns(instance.spec, parameters)]
+            owners = [
+                _plain(bench, column, usual).name
+                for column, said in zip(wanted, _columns(instance.spec, parameters), strict=True)
+                if column != said and _of(bench, column)
+            ]
+            if wanted == _columns(instance.spec, other) and owners and set(owners) == {name}:
+                parameters = other
+        if parameters is not instance.parameters:
+            plainly[instance.name] = parameters
+    if plainly:
+        bench.make_again(plainly, held)
+
+
+def _columns(spec: PluginSpec, parameters: msgspec.Struct) -> list[str]:
+    return [need.signal.name for need in spec.needs(parameters)]
 
 
 # --- which of several --------------------------------------------------------------------------------------------

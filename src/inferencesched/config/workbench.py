@@ -5,7 +5,7 @@ names. Whatever is refused comes out as one `ConfigError` with the path of the p
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from graphlib import CycleError, TopologicalSorter
 from typing import Any, Final, Protocol
 
@@ -37,7 +37,7 @@ class Instance:
     def __init__(self, name: str, spec: PluginSpec, parameters: msgspec.Struct, path: str) -> None:
         self.name: Final = name
         self.spec: Final = spec
-        self.parameters: Final = parameters
+        self.parameters = parameters
         self.path: Final = path
         self.plugin: Any = None
         self.made = False
@@ -63,6 +63,7 @@ class Workbench:
         self._experimental = allow_experimental
         self._kept = kept
         self._making: list[str] = []
+        self._uses: dict[str, set[str]] = {}
 
     def add(self, name: str, kind: str, raw: Mapping[str, Any] | None, path: str, *, listed: bool = True) -> Instance:
         """Note a plug-in: `raw` are its parameters, `path` its place; nothing is remarked of one that is not `listed`.
@@ -130,6 +131,26 @@ class Workbench:
             raise self._missing(path, name, known)
         return self._made(self.instances[name])
 
+    def used_by(self, instances: Iterable[Instance]) -> set[str]:
+        """Return the names of the plug-ins that these are made of, and those of what those are made of."""
+        found: set[str] = set()
+        waiting = [name for instance in instances for name in self._uses.get(instance.name, ())]
+        while waiting:
+            name = waiting.pop()
+            if name not in found:
+                found.add(name)
+                waiting.extend(self._uses.get(name, ()))
+        return found
+
+    def make_again(self, parameters: Mapping[str, msgspec.Struct], held: Set[str]) -> None:
+        """Make plug-ins of other parameters, and with them all that may hold one: not producers, nor what is `held` by them."""
+        for name, said in parameters.items():
+            self.instances[name].parameters = said
+        for instance in self.instances.values():
+            if not instance.is_a("producer") and instance.name not in held:
+                instance.made = False
+        self.make()
+
     def trial(self, instance: Instance) -> Any:
         """Return a plug-in that is made to be looked at and not used."""
         try:
@@ -154,6 +175,12 @@ class Workbench:
     def of_kind(self, *kinds: Kind) -> list[Instance]:
         """Return the plug-ins of these kinds, in the order in which they were noted."""
         return [instance for instance in self.instances.values() if instance.is_a(*kinds)]
+
+    def taken(self, name: str, by: Instance) -> Instance:
+        """Return the plug-in of that name for another one, which then holds it."""
+        instance = self.plugin(name, place_of(by, name))
+        self._uses.setdefault(by.name, set()).add(name)
+        return instance
 
     def _made(self, instance: Instance) -> Instance:
         if instance.made:
@@ -193,7 +220,7 @@ class _Shop:
         return self._instance.name
 
     def plugin(self, name: str) -> object:
-        return self._bench.plugin(name, place_of(self._instance, name)).plugin
+        return self._bench.taken(name, self._instance).plugin
 
     def wanted(self, signal: Signal) -> bool:
         columns = {signal.name, of_producer(signal, self._instance.name).name}
