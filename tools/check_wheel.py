@@ -18,6 +18,8 @@ from pathlib import Path, PurePosixPath
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "inferencesched"
+#: What else is in the wheel: the pytest plug-in.
+PACKAGES = (PACKAGE, "pytest_inferencesched")
 TESTS = ("__init__.py", "conftest.py", "sources.py", "test_house.py", "test_layers.py")
 SUFFIXES = {".py", ".typed"}
 #: What an installed user has no src for, so that an import cannot find it by accident.
@@ -91,7 +93,8 @@ def faults(wheel: Path) -> list[str]:
     source = ROOT / "src"
     expected = {
         PurePosixPath(path.relative_to(source).as_posix())
-        for path in (source / PACKAGE).rglob("*")
+        for package in PACKAGES
+        for path in (source / package).rglob("*")
         if path.is_file() and path.suffix in SUFFIXES and "__pycache__" not in path.parts
     }
     inside = {name for name in names if not name.parts[0].endswith(".dist-info")}
