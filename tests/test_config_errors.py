@@ -279,6 +279,16 @@ BROKEN: list[tuple[str, Any, str, tuple[str, ...]]] = [
         "$.flowControl.priorityBands[0].maxBytes",
         ("'1 GB'", "1Gi"),
     ),
+    (
+        "a plug-in in place, in llm-d's form",
+        llmd(
+            QUEUE,
+            {**DISAGG, "parameters": {"deciders": {"prefill": {"type": "always-disagg-pd-decider"}}}},
+            profiles=TWO,
+        ),
+        "$.plugins[1].parameters.deciders.prefill",
+        ("always-disagg-pd-decider", "text"),
+    ),
     # the library's own form
     ("no profile", {**OWN, "profiles": {}}, "$.profiles", ("{}", "at least one")),
     (

@@ -3,6 +3,7 @@
 llm-d's tests register plug-ins of their own; they are made here again. A configuration is loaded as far as the case's phase goes.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,7 +20,6 @@ from inferencesched.config.spec import Need, Nothing, Opaque, Parameters, Plugin
 from inferencesched.config.supply import supply
 from inferencesched.config.workbench import Workbench
 from tests.parity.cases import Case, Mismatch, Runner, same, unknown, within
-from tests.parity.specs import names_the_same
 
 
 class Anything:
@@ -88,6 +88,13 @@ GATES = {"test-feature-gate": True}
 def registry() -> Registry:
     """Return the library's types with those of llm-d's tests."""
     return Registry.default().with_plugins(SPECS).with_gates(GATES)
+
+
+def names_the_same(words: str | None, ours: str) -> None:
+    """Raise `Mismatch` unless our error names what llm-d's words name: what is in quotes, and keys. Prose is each one's own."""
+    for quoted, key in re.findall(r"""['"]([^'"]+)['"]|\b([a-z]+[A-Z]\w*)\b""", words or ""):
+        if (quoted or key) not in ours:
+            raise Mismatch(f"an error that names {quoted or key!r} (llm-d: {words!r})", ours)
 
 
 # --- whole configurations ----------------------------------------------------------------------------------------
@@ -187,6 +194,9 @@ def signal(key: str, kind: str = "") -> isched.Signal:
     return isched.Signal(key, kind, freshness="cycle")
 
 
+LAYERS: dict[str, Any] = {name: name for name in ("flow-control", "request-control", "scheduling")}
+
+
 def dag(case: Case) -> None:
     expect = case["expect"]
     try:
@@ -195,7 +205,7 @@ def dag(case: Case) -> None:
                 f"{each['name']}/{each.get('type', 'mock')}",
                 tuple(signal(key, each.get("produced_types", {}).get(key, "")) for key in each.get("produces") or ()),
                 tuple(signal(key, each.get("consumed_types", {}).get(key, "")) for key in each.get("consumes") or ()),
-                each.get("layer", ""),
+                LAYERS.get(each.get("layer", "").replace("_", "-"), ""),
             )
             for each in case["plugins"]
         ]

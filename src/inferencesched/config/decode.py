@@ -298,6 +298,8 @@ def _union(info: inspect.UnionType, raw: Any, path: str) -> None:
 
 def _fits(info: inspect.Type, raw: Any) -> bool:
     """Is a value that is no container of this type?"""
+    if isinstance(info, (inspect.StructType, inspect.DictType, *_LISTS)):
+        return False
     if isinstance(info, inspect.BoolType):
         return isinstance(raw, bool)
     if isinstance(info, inspect.NoneType):

@@ -105,7 +105,7 @@ def instantiate(
     document: Document, registry: Registry, *, allow_experimental: bool = False, kept: Kept | None = None
 ) -> Workbench:
     """Make the plug-ins that a document lists, and nothing else; `ConfigError` for whatever they refuse."""
-    bench = Workbench(registry, allow_experimental=allow_experimental, kept=kept)
+    bench = Workbench(registry, allow_experimental=allow_experimental, in_place=False, kept=kept)
     for i, entry in enumerate(document.plugins):
         bench.add(entry.name or entry.type, entry.type, entry.parameters, f"$.plugins[{i}]")
     bench.make()

@@ -53,14 +53,18 @@ class Instance:
 class Workbench:
     """Which plug-ins does a configuration have, by name, and what was remarked while they were made?
 
-    ``registry`` says which types there are. Types that llm-d calls alpha are refused without `allow_experimental`.
+    ``registry`` says which types there are. Types that llm-d calls alpha are refused without `allow_experimental`. With
+    `in_place` a plug-in may stand where a parameter names one, which llm-d's own form does not know.
     """
 
-    def __init__(self, registry: Registry, *, allow_experimental: bool, kept: Kept | None = None) -> None:
+    def __init__(
+        self, registry: Registry, *, allow_experimental: bool, in_place: bool = True, kept: Kept | None = None
+    ) -> None:
         self.registry: Final = registry
         self.instances: dict[str, Instance] = {}
         self.remarks: list[Remark] = []
         self._experimental = allow_experimental
+        self._in_places = in_place
         self._kept = kept
         self._making: list[str] = []
         self._uses: dict[str, set[str]] = {}
@@ -69,8 +73,8 @@ class Workbench:
         """Note a plug-in: `raw` are its parameters, `path` its place; nothing is remarked of one that is not `listed`.
 
         Errors: `ConfigError` for a name that is taken, a type that nobody knows, an alpha type that is not allowed, and for
-        parameters that the type does not have. A parameter that names another plug-in may hold that plug-in itself, a mapping
-        with a ``type``: it is noted under a name made of its path.
+        parameters that the type does not have. A plug-in that stands in the place of a name, a mapping with a ``type``, is noted
+        under a name made of its path.
         """
         if name in self.instances:
             allowed = f"a name of its own: the plug-in at {self.instances[name].path} has it"
@@ -86,7 +90,7 @@ class Workbench:
             self.remarks.append(Remark("gateway", path, name, "is kept as data; the gateway acts on it"))
         parameters = f"{path}.parameters"
         given: Any = {} if raw is None else raw
-        if not issubclass(spec.parameters, Opaque) and isinstance(given, Mapping):
+        if self._in_places and not issubclass(spec.parameters, Opaque) and isinstance(given, Mapping):
             given = at_references(info_of(spec.parameters), given, parameters, self._in_place)
         instance = Instance(name, spec, decode(spec.parameters, given, parameters), path)
         self.instances[name] = instance
