@@ -260,10 +260,11 @@ class Remembering(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
         self.pool = isched.InferencePool()
-        self.cold, self.naive_cold = isched.NoHitLruProducer(lru_size=3), naive.Cold(3)
+        self.cold, self.naive_cold = isched.NoHitLruProducer(lru_size=2), naive.Cold(2)
         self.encoders, self.naive_encoders = isched.EncoderCacheProducer(entries=3), naive.Encoders(3)
         self.receipts = []
-        self.pool.join("a")
+        for name in NAMES[:4]:
+            self.pool.join(name)
 
     @rule(name=st.sampled_from(NAMES))
     def join_or_leave(self, name):
