@@ -17,6 +17,7 @@ LORA = st.builds(
     room=st.just(0.8),
     waiting=st.sampled_from([0.6, 0.1]),
     full=st.sampled_from([0.0, 0.2]),
+    distinct=st.booleans(),
 )
 WEIGHTED = st.builds(isched.WeightedScorer, LOCAL_SCORERS | LORA, st.sampled_from([1.0, 2.0, 0.3, 0.0, -1.0]))
 STALE = st.builds(

@@ -84,7 +84,9 @@ def _active(scorer: ActiveRequestScorer) -> Op:
     return Op(profile.ACTIVE, ROW(INFLIGHT_REQUESTS), 0, 0, parameters)
 
 
-def _lora(scorer: LoraAffinityScorer) -> Op:
+def _lora(scorer: LoraAffinityScorer) -> Op | None:
+    if scorer.distinct:
+        return None
     parameters = (scorer.running, scorer.room, scorer.waiting, scorer.full)
     return Op(profile.LORA, ROW(LORA_ACTIVE), ROW(LORA_WAITING), ROW(LORA_CAPACITY), parameters)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from math import inf
+from sys import maxsize
 from typing import final
 
 from sortedcontainers import SortedDict
@@ -18,10 +19,26 @@ class QueueBooks:
     those that it finds).
     """
 
-    __slots__ = ("bands", "capacity", "priorities", "requests", "size_bytes", "tokens")
+    __slots__ = (
+        "bands",
+        "capacity",
+        "most_bytes",
+        "most_requests",
+        "most_tokens",
+        "order",
+        "priorities",
+        "requests",
+        "size_bytes",
+        "tokens",
+    )
 
     def __init__(self, capacity: Capacity) -> None:
         self.capacity = capacity.checked("capacity")
+        requests, size_bytes, tokens = capacity
+        self.most_requests = maxsize if requests is None else requests
+        self.most_bytes = maxsize if size_bytes is None else size_bytes
+        self.most_tokens = maxsize if tokens is None else tokens
+        self.order: list[Band] = []  # the bands, the greatest priority first
         self.bands: SortedDict[int, Band] = SortedDict()  # by priority, negated: the greatest first
         self.priorities: tuple[int, ...] = ()
         self.requests = 0
@@ -39,19 +56,35 @@ class QueueBooks:
             protected=protected,
         )
         self.bands[-band.priority] = band
-        self.priorities = tuple(each.priority for each in self.bands.values())
+        self._sort()
         return band
 
     def forget(self, band: Band) -> None:
         """Take out a band in which nothing is left."""
         del self.bands[-band.priority]
-        self.priorities = tuple(each.priority for each in self.bands.values())
+        self._sort()
+
+    def _sort(self) -> None:
+        self.order = list(self.bands.values())
+        self.priorities = tuple(each.priority for each in self.order)
 
     def ranked(self) -> Iterator[Band]:
         """Walk the bands, the greatest priority first."""
-        return iter(self.bands.values())
+        return iter(self.order)
 
     # -- what fits --------------------------------------------------------------------------------
+
+    def fits(self, band: Band, item: QueueItem) -> bool:
+        """Return whether the request passes no limit, its band's or that of all together."""
+        size_bytes, tokens = item.size_bytes, item.input_tokens + item.output_tokens
+        return (
+            band.requests < band.most_requests
+            and self.requests < self.most_requests
+            and band.size_bytes + size_bytes <= band.most_bytes
+            and self.size_bytes + size_bytes <= self.most_bytes
+            and band.tokens + tokens <= band.most_tokens
+            and self.tokens + tokens <= self.most_tokens
+        )
 
     def lacking(self, item: QueueItem) -> str:
         """Return which limit of all bands together the request would pass; empty for none."""

@@ -29,6 +29,8 @@ class QueueBudget:
     no_endpoint_ttl: float | str | None = "ttl"
     flows: Mapping[str, float] = field(default_factory=dict, hash=False)
     objectives: Mapping[str, float] = field(default_factory=dict, hash=False)
+    _least: float = field(init=False, repr=False, compare=False)  # the pool's own, as a number
+    _least_if_empty: float = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.ttl is not None and not self.ttl >= 0:
@@ -39,21 +41,23 @@ class QueueBudget:
                 raise InvalidInputError("no_endpoint_ttl", other, "seconds of at least 0, 'ttl', or None")
         elif other is not None and not other >= 0:
             raise InvalidInputError("no_endpoint_ttl", other, "seconds of at least 0, 'ttl', or None")
+        least = inf if self.ttl is None else float(self.ttl)
+        object.__setattr__(self, "_least", least)
+        object.__setattr__(self, "_least_if_empty", least if other == "ttl" else inf if other is None else float(other))
         for name, table in (("flows", self.flows), ("objectives", self.objectives)):
             for key, seconds in table.items():
                 if not seconds >= 0:
                     raise InvalidInputError(f"{name}[{key!r}]", seconds, "seconds of at least 0")
 
-    def seconds(self, item: QueueItem, *, empty: bool) -> float:
+    def seconds(self, item: QueueItem, empty: bool = False) -> float:
         """Return how long this request may wait, in a pool that is empty or is not; inf for no limit.
 
         >>> budget = QueueBudget(ttl=60.0, no_endpoint_ttl=600.0, flows={"batch": 30.0})
         >>> item = QueueItem(request_id="r", flow="batch", ttl=45.0)
-        >>> budget.seconds(item, empty=False), budget.seconds(item, empty=True)
+        >>> budget.seconds(item), budget.seconds(item, empty=True)
         (30.0, 30.0)
         """
-        pool = self.ttl if not empty or self.no_endpoint_ttl == "ttl" else self.no_endpoint_ttl
-        least = inf if pool is None else float(pool)
+        least = self._least_if_empty if empty else self._least
         if item.ttl is not None and item.ttl < least:
             least = item.ttl
         if self.flows:

@@ -5,8 +5,9 @@ and `completed` tell it what the servers do. Three tiers, strict: the band by pr
 ordering.
 """
 
+from collections import OrderedDict
 from collections.abc import Sequence
-from math import inf, isfinite, nan
+from math import inf, nan
 from sys import maxsize
 from typing import Any, Final, Literal, final, get_args
 
@@ -123,7 +124,8 @@ class FlowController:
         self._idle = IdleFlows(flow_ttl, most_idle)
         self._expiry = ExpiryHeap()
         self._books = QueueBooks(capacity)
-        self._inflight: dict[int, Ticket] = {}  # by number, in the order of dispatch
+        # by number, in the order of dispatch; where the first is asked for, without the holes that a dict leaves
+        self._inflight: dict[int, Ticket] = {} if inflight_ttl == inf else OrderedDict()
         self._events: list[Event] = []
         self._rate = DispatchRate()
         self._dispatcher = Dispatcher(
@@ -142,7 +144,7 @@ class FlowController:
         self._empty = False  # has the pool no endpoints, as far as is known?
         self._empty_since = -inf  # since when it has been like that
         self._closed = False
-        self._bands_checked = -inf
+        self._collected = -inf
         for band in bands:
             if -band.priority in self._books.bands:
                 raise InvalidInputError("bands", band.priority, "each priority once")
@@ -157,7 +159,9 @@ class FlowController:
 
         Errors: `InvalidInputError` for a time before the last one; what a policy raises, and then nothing is queued.
         """
-        self._turn(now)
+        if not self._now <= now < inf:
+            self._turn(now)
+        self._now = now
         if self._closed:
             return self._reject(None, item, QueueOutcome.REJECTED_SHUTDOWN, "it is shutting down", inf)
         books = self._books
@@ -169,35 +173,35 @@ class FlowController:
             return self._reject(band, item, QueueOutcome.REJECTED_CAPACITY, "the pool is full", 1.0)
         if item.deadline is not None and not self._feasible(item, band, now):
             return self._reject(band, item, QueueOutcome.REJECTED_DEADLINE, "its deadline cannot be met", inf)
-        victims: list[Ticket] = []
-        lacking = books.lacking_in(band, item)
-        if not lacking:
-            lacking = books.lacking(item)
-            if lacking and self._below is not None:
-                victims = books.victims(item, self._below)
-        if lacking and not victims:
-            outcome = QueueOutcome.REJECTED_NO_ENDPOINTS if self._empty else QueueOutcome.REJECTED_CAPACITY
-            return self._reject(band, item, outcome, lacking, self._rate.retry_after(band.requests + 1, now))
+        victims: list[Ticket] | None = None
+        if not books.fits(band, item):
+            lacking = books.lacking_in(band, item)
+            if not lacking:
+                lacking = books.lacking(item)
+                victims = None if self._below is None else books.victims(item, self._below)
+            if not victims:
+                outcome = QueueOutcome.REJECTED_NO_ENDPOINTS if self._empty else QueueOutcome.REJECTED_CAPACITY
+                return self._reject(band, item, outcome, lacking, self._rate.retry_after(band.requests + 1, now))
         flow = band.flows.get(item.flow)
         if flow is None:
             flow = Flow(item.flow, band, band.ordering.queue(), band.weights.get(item.flow, 1.0))
         ticket = Ticket(item, flow, self._number, self._charge(item), now)
-        waited_before = len(flow.queue) > 0
-        flow.queue.push(ticket)
+        queue = flow.queue
+        first = queue.head() is None
+        queue.push(ticket)
         try:
-            if waited_before:
-                if flow.queue.head() is ticket:
-                    band.fairness.changed(flow, now)
-            else:
+            if first:
                 band.fairness.arrived(flow, now)
+            elif queue.head() is ticket:
+                band.fairness.changed(flow, now)
         except BaseException:
-            flow.queue.remove(ticket)
+            queue.remove(ticket)
             raise
         # nothing below raises: from here on the request is queued
         self._number += 1
         band.totals.add(band.totals.submitted, item)
         self._queued(ticket)
-        for victim in victims:
+        for victim in victims or ():
             self._events.append(Displace(victim, ticket, self._rate.retry_after(books.requests, now)))
             self._evict(victim, QueueOutcome.EVICTED_DISPLACED, now)
         return ticket
@@ -221,17 +225,20 @@ class FlowController:
         Drains while the gate is open. Errors: what a policy raises; what was decided before is told by the next `step`,
         and the request it stumbled over still waits, or is among those told.
         """
-        self._turn(now)
+        if not self._now <= now < inf:
+            self._turn(now)
+        self._now = now
         events, self._events = self._events, []
         try:
-            for ticket in self._expiry.due(now):
-                self._expire(ticket, events, now)
+            if self._expiry.any_due(now):
+                for ticket in self._expiry.due(now):
+                    self._expire(ticket, events, now)
             if self._inflight_ttl < inf:
                 self._lapse(events, now)
             if self._books.requests and not self._closed:
                 self._dispatcher.drain(events, now)
-            self._idle.collect(now)
-            self._collect_bands(now)
+            if now - self._collected >= 1.0:
+                self._collect(now)
         except BaseException:
             self._events = events + self._events
             raise
@@ -286,13 +293,17 @@ class FlowController:
 
         Errors: `TicketError` unless it is in flight: it waits still, or has ended before.
         """
-        self._turn(now)
-        self._in_flight(ticket)
-        actual = ticket.cost if usage is None else self._cost.actual(ticket.item, usage)
-        if not (isfinite(actual) and actual >= 0):
-            raise InvalidInputError("cost.actual", actual, "a finite number of at least 0")
-        if actual != ticket.cost and ticket.item.cost is None:
-            ticket.flow.band.fairness.settled(ticket.flow, actual - ticket.cost, now)
+        if not self._now <= now < inf:
+            self._turn(now)
+        self._now = now
+        if self._inflight.get(ticket.number) is not ticket:
+            self._in_flight(ticket)
+        if usage is not None and ticket.item.cost is None:
+            actual = self._cost.actual(ticket.item, usage)
+            if not 0.0 <= actual < inf:
+                raise InvalidInputError("cost.actual", actual, "a finite number of at least 0")
+            if actual != ticket.cost:
+                ticket.flow.band.fairness.settled(ticket.flow, actual - ticket.cost, now)
         self._finish(ticket, QueueOutcome.COMPLETED, now)
 
     def revoked(self, ticket: Ticket, *, now: float, requeue: bool = False) -> None:
@@ -338,7 +349,7 @@ class FlowController:
 
     def _turn(self, now: float) -> None:
         """Take the time; it never goes back."""
-        if not (now >= self._now and now < inf):
+        if not self._now <= now < inf:
             raise InvalidInputError("now", now, f"a finite time of at least {self._now}, the last one")
         self._now = now
 
@@ -355,7 +366,7 @@ class FlowController:
 
     def _charge(self, item: QueueItem) -> float:
         cost = self._cost.estimate(item) if item.cost is None else item.cost
-        if not (isfinite(cost) and cost >= 0):
+        if not 0.0 <= cost < inf:
             raise InvalidInputError("cost.estimate", cost, "a finite number of at least 0")
         return cost
 
@@ -384,9 +395,11 @@ class FlowController:
 
     def _expires_at(self, ticket: Ticket) -> float:
         """Return when its budget is spent, which starts anew when the pool becomes empty or ceases to be; or its deadline."""
-        item = ticket.item
-        at = max(ticket.enqueued_at, self._empty_since) + self._budget.seconds(item, empty=self._empty)
-        return at if item.deadline is None else min(at, item.deadline)
+        item, since = ticket.item, ticket.enqueued_at
+        if since < self._empty_since:
+            since = self._empty_since
+        at = since + self._budget.seconds(item, self._empty)
+        return at if item.deadline is None or at < item.deadline else item.deadline
 
     def _evict(self, ticket: Ticket, outcome: QueueOutcome, now: float) -> None:
         """Take a ticket out of its queue for good; its place is free at once."""
@@ -444,11 +457,10 @@ class FlowController:
         if self._reclaimer is not None:
             self._reclaimer.finished(ticket, now)
 
-    def _collect_bands(self, now: float) -> None:
-        """Forget bands that nobody has used for long enough; looked at once a second."""
-        if now - self._bands_checked < 1.0:
-            return
-        self._bands_checked = now
+    def _collect(self, now: float) -> None:
+        """Forget flows and bands that nobody has used for long enough; looked at once a second."""
+        self._collected = now
+        self._idle.collect(now)
         for band in list(self._books.ranked()):
             if not band.protected and not band.flows and now - band.idle_since >= self._band_ttl:
                 self._books.forget(band)

@@ -1,5 +1,6 @@
 """Who goes now? The three tiers, from the bands down to one ticket."""
 
+from collections.abc import Sequence
 from math import inf
 from types import MappingProxyType
 from typing import Any, Final, final
@@ -21,6 +22,7 @@ from inferencesched.flowcontrol.policies import (
 )
 
 _record: Final[Any] = tuple.__new__
+_DISPATCHED: Final = QueueOutcome.DISPATCHED  # a name of an Enum costs a lookup in its own dict
 
 
 @final
@@ -38,6 +40,7 @@ class Dispatcher:
         "_limits",
         "_rate",
         "_reclaimer",
+        "_strict",
     )
 
     def __init__(
@@ -63,65 +66,65 @@ class Dispatcher:
         self._inflight = inflight
         self._rate = rate
         self._legacy = legacy
+        self._strict = type(band_policy) is StrictBands
 
     def drain(self, events: list[Event], now: float) -> None:
         """Dispatch while there is a band that may and has something waiting."""
-        books, gate, policy = self._books, self._gate, self._band_policy
-        level, before = gate.level(now), len(events)
-        waiting = [(band, ceiling) for band, ceiling in self._ceilings(level) if band.requests]
-        passed: dict[int, set[Flow]] = {}
-        strict = type(policy) is StrictBands
-        while waiting:
-            if strict:
-                chosen = next(((band, ceiling) for band, ceiling in waiting if level < ceiling), None)
-            else:
-                going = [band for band, ceiling in waiting if level < ceiling]
-                picked = policy.pick(going, now) if going else None
-                chosen = next((each for each in waiting if each[0] is picked), None)
-            if chosen is None:
-                break
-            band, ceiling = chosen
-            if self._aware is None and strict:
-                while band.requests and level < ceiling:
-                    self._dispatch(band, self._head_of(band, now), events, now)
-                    level = gate.level(now)
-            else:
-                ticket = self._admitted(band, ceiling, passed.setdefault(band.priority, set()), now)
-                if ticket is None:
-                    waiting.remove(chosen)
-                    continue
-                self._dispatch(band, ticket, events, now)
-                level = gate.level(now)
-            if not band.requests:
-                waiting.remove(chosen)
+        level, before = self._gate.level(now), len(events)
+        ceilings = self._ceilings(level)
+        if self._strict and self._aware is None:
+            level = self._drain_strictly(ceilings, level, events, now)
+        else:
+            level = self._drain_choosing(ceilings, level, events, now)
         if len(events) > before:
             self._rate.dispatched(len(events) - before, now)
-        if self._reclaimer is not None and books.requests:
-            for band, ceiling in waiting:
-                inflight = MappingProxyType(self._inflight)
-                events += map(Revoke, self._reclaimer.reclaim(band, level, ceiling, inflight, now))
+        if self._reclaimer is not None and self._books.requests:
+            for band, ceiling in zip(self._books.order, ceilings, strict=True):
+                if band.requests:
+                    inflight = MappingProxyType(self._inflight)
+                    events += map(Revoke, self._reclaimer.reclaim(band, level, ceiling, inflight, now))
 
-    def _ceilings(self, level: float) -> list[tuple[Band, float]]:
-        """Return each band with its ceiling, the greatest priority first."""
-        books = self._books
+    def _drain_strictly(self, ceilings: Sequence[float], level: float, events: list[Event], now: float) -> float:
+        """Empty band after band, from the greatest priority down, as far as each may; return the level at the end."""
+        gate = self._gate
+        for band, ceiling in zip(self._books.order, ceilings, strict=True):
+            while band.requests and level < ceiling:
+                flow = band.fairness.pick(now)
+                head = None if flow is None else flow.queue.head()
+                if head is None:
+                    allowed = f"a flow of which something waits: {band.requests} requests do"
+                    raise PluginError(band.fairness, repr(flow), allowed)
+                self._dispatch(band, head, events, now)
+                level = gate.level(now)
+        return level
+
+    def _drain_choosing(self, ceilings: Sequence[float], level: float, events: list[Event], now: float) -> float:
+        """Dispatch one by one, from the band that the policy names, whoever the gate admits; return the level at the end."""
+        waiting = [each for each in zip(self._books.order, ceilings, strict=True) if each[0].requests]
+        passed: dict[int, set[Flow]] = {}
+        while going := [band for band, ceiling in waiting if level < ceiling]:
+            picked = self._band_policy.pick(going, now)
+            chosen = next((each for each in waiting if each[0] is picked), None)
+            if chosen is None:
+                raise PluginError(self._band_policy, repr(picked), f"one of {going}")
+            band, ceiling = chosen
+            ticket = self._admitted(band, ceiling, passed.setdefault(band.priority, set()), now)
+            if ticket is not None:
+                self._dispatch(band, ticket, events, now)
+                level = self._gate.level(now)
+            if ticket is None or not band.requests:
+                waiting.remove(chosen)
+        return level
+
+    def _ceilings(self, level: float) -> Sequence[float]:
+        """Return each band's ceiling, the greatest priority first."""
+        priorities = self._books.priorities
         if self._legacy:
-            return [(band, inf) for band in books.ranked()]
-        ceilings = self._limits.ceilings(level, books.priorities)
-        if len(ceilings) != len(books.priorities):
-            raise PluginError(
-                self._limits, f"{len(ceilings)} ceilings", f"one for each of {len(books.priorities)} bands"
-            )
-        return list(zip(books.ranked(), ceilings, strict=True))
-
-    def _head_of(self, band: Band, now: float) -> Ticket:
-        """Return who goes next in a band in which somebody waits."""
-        flow = band.fairness.pick(now)
-        head = None if flow is None else flow.queue.head()
-        if head is None:
-            raise PluginError(
-                band.fairness, repr(flow), f"a flow of which something waits: {band.requests} requests do"
-            )
-        return head
+            return (inf,) * len(priorities)
+        ceilings = self._limits.ceilings(level, priorities)
+        if len(ceilings) != len(priorities):
+            raise PluginError(self._limits, f"{len(ceilings)} ceilings", f"one for each of {len(priorities)} bands")
+        return ceilings
 
     def _admitted(self, band: Band, ceiling: float, passed: set[Flow], now: float) -> Ticket | None:
         """Return who goes next of those whose own servers have room, a head a flow; None where there is nobody."""
@@ -139,7 +142,7 @@ class Dispatcher:
         flow = ticket.flow
         flow.queue.remove(ticket)
         self._books.unbook(ticket)
-        ticket.outcome = QueueOutcome.DISPATCHED
+        ticket.outcome = _DISPATCHED
         ticket.dispatched_at = now
         self._expiry.left(ticket)
         self._inflight[ticket.number] = ticket
@@ -149,4 +152,5 @@ class Dispatcher:
         events.append(_record(Dispatch, (ticket,)))
         self._gate.dispatched(ticket, now)
         band.fairness.served(flow, ticket.cost, now)
-        self._band_policy.served(band, ticket.cost, now)
+        if not self._strict:
+            self._band_policy.served(band, ticket.cost, now)

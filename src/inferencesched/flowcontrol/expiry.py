@@ -39,6 +39,10 @@ class ExpiryHeap:
                 ]
                 heapify(entries)
 
+    def any_due(self, now: float) -> bool:
+        """Return whether it is worth asking: an entry's time has come."""
+        return bool(self._entries) and self._entries[0][0] <= now
+
     def due(self, now: float) -> Iterator[Ticket]:
         """Take out whoever's time has come, in the order of their times."""
         entries = self._entries

@@ -6,6 +6,7 @@ the end. A `Flow` is all that waits of one id at one priority; a `Band` all flow
 
 from collections.abc import Collection, Iterator, Mapping
 from math import inf, isfinite
+from sys import maxsize
 from typing import NamedTuple, Protocol, final
 
 import msgspec
@@ -95,6 +96,14 @@ class Ticket:
     charged. Times are seconds on the caller's clock, NaN where it did not happen; ``outcome`` is None while it waits.
     """
 
+    #: Its neighbours in its flow, where that is first come, first served, and in its band, by arrival. Whoever puts it there
+    #: sets them, as they set `expires_at`: a ticket is made a hundred thousand times a second.
+    previous: "Ticket | None"
+    next: "Ticket | None"
+    older: "Ticket | None"
+    newer: "Ticket | None"
+    expires_at: float
+
     __slots__ = (
         "cost",
         "dispatched_at",
@@ -118,15 +127,10 @@ class Ticket:
         self.number = number
         self.cost = cost
         self.enqueued_at = now
-        self.expires_at = inf
         self.dispatched_at = _NEVER
         self.endpoint = ""
         self.outcome: QueueOutcome | None = None
         self.key: object = None  # its place in an ordered queue
-        self.previous: Ticket | None = None  # its neighbours in its flow, where that is first come, first served
-        self.next: Ticket | None = None
-        self.older: Ticket | None = None  # its neighbours in its band, by arrival
-        self.newer: Ticket | None = None
 
     def __repr__(self) -> str:
         state = "waiting" if self.outcome is None else self.outcome.value
@@ -263,7 +267,8 @@ class Totals:
         self.dispatched = [0, 0, 0]
         self.evicted = [0, 0, 0]
 
-    def add(self, row: list[int], item: QueueItem) -> None:
+    @staticmethod
+    def add(row: list[int], item: QueueItem) -> None:
         """Count one request."""
         row[0] += 1
         row[1] += item.size_bytes
@@ -284,6 +289,9 @@ class Band:
         "flows",
         "idle_since",
         "inflight",
+        "most_bytes",
+        "most_requests",
+        "most_tokens",
         "newest",
         "oldest",
         "ordering",
@@ -322,6 +330,10 @@ class Band:
         self.oldest: Ticket | None = None
         self.newest: Ticket | None = None
         self.totals = Totals()
+        requests, size_bytes, tokens = capacity
+        self.most_requests = maxsize if requests is None else requests
+        self.most_bytes = maxsize if size_bytes is None else size_bytes
+        self.most_tokens = maxsize if tokens is None else tokens
 
     def __repr__(self) -> str:
         return f"Band({self.priority}, {self.requests} waiting in {len(self.flows)} flows)"

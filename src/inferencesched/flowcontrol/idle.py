@@ -54,9 +54,13 @@ class IdleFlows:
         flow.idle_since = inf
         self._count -= 1
 
+    def next(self) -> float:
+        """Return when the next flow will have been idle for long enough; inf for never."""
+        return inf if self._first is None else self._first.idle_since + self._ttl
+
     def collect(self, now: float) -> None:
         """Forget whoever has been idle for long enough."""
-        while self._first is not None and now - self._first.idle_since >= self._ttl:
+        while self.next() <= now:
             self._forget()
 
     def _forget(self) -> None:

@@ -26,6 +26,7 @@ class FifoQueue:
     def push(self, ticket: Ticket) -> None:
         """Add a ticket behind all others; one that came before them (it was taken back) goes where it was."""
         last = self._last
+        ticket.previous, ticket.next = last, None
         if last is None:
             self._first = ticket
         elif last.number > ticket.number:
@@ -33,7 +34,6 @@ class FifoQueue:
             return
         else:
             last.next = ticket
-            ticket.previous = last
         self._last = ticket
         self._count += 1
 
