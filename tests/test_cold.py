@@ -57,6 +57,22 @@ def test_never_used_first_in_the_order_of_candidates_then_the_longest_ago():
     assert scores(isched.NoHitLruScorer(), columns) == [0.25, 1.0, 0.5, 0.75, 0.0]
 
 
+def test_the_order_of_candidates_is_that_of_joining_however_they_are_sorted():
+    endpoints = endpoints_of({isched.PREFIX_MATCH: [0.0] * 4, COLD_RANK: [-1, 0, -1, -1]})
+    turned = isched.Endpoints(
+        endpoints.matrix[:, [3, 1, 0, 2]].copy(),
+        endpoints.layout,
+        endpoints.members,
+        endpoints._residency,
+        endpoints.version,
+        endpoints.sequence,
+        np.array([3, 1, 0, 2]),
+    )
+    before, after = (isched.NoHitLruScorer().score(REQUEST, each, CYCLE) for each in (endpoints, turned))
+    assert dict(zip(endpoints.names, before, strict=True)) == dict(zip(turned.names, after, strict=True))
+    assert before.tolist() == pytest.approx([1.0, 0.0, 2 / 3, 1 / 3])
+
+
 def test_ranks_of_the_pool_may_leave_nothing_for_a_few_candidates():
     assert scores(isched.NoHitLruScorer(), {isched.PREFIX_MATCH: [0, 0], COLD_RANK: [5, 9]}) == [0.0, 0.0]
 

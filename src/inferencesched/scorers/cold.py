@@ -16,14 +16,14 @@ class NoHitLruScorer:
     """Who got a cold prompt longest ago, or never?
 
     0.5 for all where any candidate has any of the prompt: then others decide. Else, with n candidates, those that never
-    got a cold prompt come first, in the order of the candidates: ``1 - i / (n - 1)`` for the i-th of them; behind them
+    got a cold prompt come first, in the order in which they joined the pool: ``1 - i / (n - 1)`` for the i-th; behind them
     ``max(0, 1 - (m + r) / (n - 1))`` with m of those that never did, and r the rank in the whole pool's order of last
     use. One candidate scores 1.
 
     Reads ``COLD_RANK`` (cycle, `inferencesched.producers.NoHitLruProducer`), that of `cold_producer` where there are
     several; lower is better, -1 and unknown are never. Reads ``PREFIX_MATCH`` (cycle), that of `producer`; unknown is no match.
-    Never-used endpoints are told apart by nothing but their order: that of the pool's snapshot, oldest member first.
-    Source: llm-d router's ``no-hit-lru-scorer``.
+    Source: llm-d router's ``no-hit-lru-scorer``, whose never-used endpoints come in the order of the candidates; a pool's
+    snapshot has its members in the order in which they joined.
     """
 
     producer: str = ""
@@ -47,5 +47,6 @@ class NoHitLruScorer:
             return np.ones(count)
         ranks = endpoints[of_producer(COLD_RANK, self.cold_producer)]
         never = ~(ranks >= 0.0)
-        places = np.where(never, np.cumsum(never) - 1, never.sum() + ranks)
+        among = np.searchsorted(np.sort(endpoints.generations[never]), endpoints.generations)
+        places = np.where(never, among, never.sum() + ranks)
         return np.maximum(0.0, 1.0 - places / (count - 1))
