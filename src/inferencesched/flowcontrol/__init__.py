@@ -23,6 +23,7 @@ from inferencesched.flowcontrol.flows import (
     QueueItem,
     Ticket,
 )
+from inferencesched.flowcontrol.log import RecordedController, replay
 from inferencesched.flowcontrol.outcomes import DROPPED_REASON_HEADER, QueueOutcome
 from inferencesched.flowcontrol.policies import (
     BandPolicy,
@@ -69,6 +70,7 @@ __all__ = [
     "QueueItem",
     "QueueOutcome",
     "Reclaimer",
+    "RecordedController",
     "Rejection",
     "RequestAwareGate",
     "Revoke",
@@ -80,4 +82,5 @@ __all__ = [
     "TokenCost",
     "UsageLimitPolicy",
     "VirtualTokenCounter",
+    "replay",
 ]
