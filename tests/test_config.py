@@ -178,6 +178,19 @@ def test_what_has_no_effect_is_said():
     assert {each.about for each in load(raw).warnings} == {"flowControl", "decode-filter", "always-disagg-pd-decider"}
 
 
+def test_a_handler_without_the_profile_that_it_answers_from():
+    raw = {**FULL, "schedulingProfiles": FULL["schedulingProfiles"][:1]}
+    [warning] = load(raw).warnings
+    assert warning.about == "disagg-profile-handler" and "'decode'" in warning.words
+
+
+def test_other_names_of_stages_are_told_to_the_producers():
+    raw = {**FULL, "plugins": [{**each} for each in FULL["plugins"]]}
+    raw["plugins"][9] = {"type": "disagg-profile-handler", "parameters": {"profiles": {"prefill": "p", "decode": "d"}}}
+    raw["schedulingProfiles"] = [{**each, "name": each["name"][0]} for each in FULL["schedulingProfiles"]]
+    assert load(raw).computing == ("p",)
+
+
 # --- what is deprecated ------------------------------------------------------------------------------------------
 
 

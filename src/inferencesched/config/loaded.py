@@ -23,6 +23,7 @@ from inferencesched.framework import (
 from inferencesched.handlers.disaggregated import DisaggProfileHandler
 from inferencesched.handlers.joint import JointDisaggHandler
 from inferencesched.handlers.single import SingleProfileHandler
+from inferencesched.handlers.stages import StageNames
 from inferencesched.producers.named import NamedProducer
 from inferencesched.scheduler import Scheduler
 from inferencesched.staleness import StalePolicy
@@ -158,6 +159,10 @@ def handler_of(bench: Workbench, profiles: Mapping[str, SchedulingProfile], path
     if isinstance(handlers[0].plugin, SingleProfileHandler) and len(profiles) > 1:
         raise ConfigError(handlers[0].path, handlers[0].name, f"a handler that chooses between {sorted(profiles)}")
     handler: ProfileHandler = handlers[0].plugin
+    stages = _stages_of(handler)
+    if stages is not None and stages.decode not in profiles:
+        words = f"takes its answer from the profile {stages.decode!r}, which is not there: it refuses every request"
+        bench.remarks.append(Remark("ignored", handlers[0].path, handlers[0].name, words))
     return handler
 
 
@@ -180,8 +185,12 @@ def checked(loaded: Loaded[D]) -> Loaded[D]:
 
 def computing_of(handler: ProfileHandler) -> tuple[str, ...]:
     """Return the profiles whose target computes the prompt beside the primary's: the handler's prefill stage."""
+    stages = _stages_of(handler)
+    return ("prefill",) if stages is None else (stages.prefill,)
+
+
+def _stages_of(handler: ProfileHandler) -> StageNames | None:
+    """Return the profiles of a handler that has stages."""
     if isinstance(handler, DisaggProfileHandler):
-        return (handler.profiles.prefill,)
-    if isinstance(handler, JointDisaggHandler):
-        return (handler.stages.profiles.prefill,)
-    return ("prefill",)
+        return handler.profiles
+    return handler.stages.profiles if isinstance(handler, JointDisaggHandler) else None

@@ -1,6 +1,6 @@
 """What a gateway runs and this library only reads, checks and writes, by the names of llm-d's router (snapshot of August 2026).
 
-Sources, extractors, parsers, discovery, and the policies of flow control. Their parameters are kept as they are.
+Tokenizing, admission, sources, extractors, parsers, discovery, and the policies of flow control. Parameters are kept as they are.
 """
 
 from typing import Final
@@ -37,6 +37,8 @@ SPECS: Final = (
     held("token-producer"),
     held("tokenizer", stability="deprecated", instead="token-producer"),
     held("disaggregated-set-rollout", stability="alpha"),
+    held("latency-slo-admitter"),
+    held("probabilistic-admitter"),
     held("metrics-data-source", "source"),
     held("models-data-source", "source"),
     held("dcgm-data-source", "source", stability="alpha"),
