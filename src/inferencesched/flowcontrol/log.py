@@ -164,11 +164,9 @@ def replay(log: bytes, make: Callable[[], FlowController]) -> bytes:
         now, said = call.now, call.said
         if call.name not in _CALLS:
             raise UnknownNameError("log", call.name, _CALLS)
-        if call.name in _OF_TICKETS:
-            if said[0] not in tickets:
-                allowed = f"one of the {len(tickets)} that this controller gave"
-                raise InvalidInputError("log", f"ticket {said[0]}", allowed)
-            ticket = tickets[said[0]]
+        if call.name in _OF_TICKETS and said[0] not in tickets:
+            allowed = f"one of the {len(tickets)} that this controller gave"
+            raise InvalidInputError("log", f"ticket {said[0]}", allowed)
         with suppress(InferenceSchedError):
             match call.name:
                 case "submit":
@@ -184,13 +182,13 @@ def replay(log: bytes, make: Callable[[], FlowController]) -> bytes:
                 case "next_wakeup":
                     again.next_wakeup(now)
                 case "cancel":
-                    again.cancel(ticket, now)
+                    again.cancel(tickets[said[0]], now)
                 case "dispatched":
-                    again.dispatched(ticket, said[1], now)
+                    again.dispatched(tickets[said[0]], said[1], now)
                 case "completed":
-                    again.completed(ticket, usage(said[1]), now=now)
+                    again.completed(tickets[said[0]], usage(said[1]), now=now)
                 case _:
-                    again.revoked(ticket, now=now, requeue=said[1])
+                    again.revoked(tickets[said[0]], now=now, requeue=said[1])
     return again.log()
 
 
