@@ -220,5 +220,5 @@ def _event(event: Event) -> list[Any]:
     return said
 
 
-def _same(answer: Any) -> Any:
+def _same(answer: T) -> T:
     return answer
