@@ -104,7 +104,11 @@ def race(reps: int) -> None:
         print("left out: the race with Dynamo's index, since ai-dynamo-runtime is not installed (extra `peers`)")
         return
     output = harness("--reps", str(reps), "--peers", "DynamoRadix,Ours", "--workloads", ",".join(TIMED))
-    rows = {(row["workload"], row["key"]): row for row in json.loads(output.strip().splitlines()[-1])}
+    found = json.loads(output.strip().splitlines()[-1])
+    for row in found:
+        if "error" in row:
+            sys.exit(f"{row['label']} failed in {row['workload']}: {row['error']}")
+    rows = {(row["workload"], row["key"]): row for row in found}
     print(f"match p50 / p99 us, events M blocks/s, bytes a (block, endpoint); medians of {reps} processes")
     print(f"{'':8} {'Dynamo':>15} {'ours':>13} {'ratio':>7} {'goal':>5} | {'events':>12} {'ratio':>6} | {'bytes':>9}")
     for workload in TIMED:
