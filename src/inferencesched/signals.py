@@ -29,6 +29,8 @@ CACHED_BLOCKS: Final = Signal("cached_blocks", "blocks", freshness="cycle")
 READABLE_BLOCKS: Final = Signal("readable_blocks", "blocks", freshness="cycle")
 #: 1 healthy, 0.5 on trial after an ejection, 0 ejected.
 HEALTH: Final = Signal("health", "fraction", freshness="cycle", high=1.0)
+#: How many requests a server runs at once; what is there beyond waits.
+MAX_RUNNING: Final = Signal("max_running", "requests", freshness="static")
 #: What another cluster says of a whole pool that stands behind one endpoint.
 MULTICLUSTER_QUEUE_SIZE: Final = Signal("multicluster_queue_size", "requests")
 MULTICLUSTER_KV_CACHE_USAGE: Final = Signal("multicluster_kv_cache_usage", "fraction", high=1.0)

@@ -28,6 +28,7 @@ from inferencesched.flowcontrol.policies import (
     CostModel,
     Gate,
     OpenGate,
+    PlacedGate,
     Reclaimer,
     StaticLimit,
     StrictBands,
@@ -113,6 +114,7 @@ class FlowController:
         self._default = PriorityBand(0) if default is None else default
         self._sheddable = self._default if sheddable is None else sheddable
         self._gate: Gate = OpenGate() if gate is None else gate
+        self._placed = self._gate if isinstance(self._gate, PlacedGate) else None
         self._cost: CostModel = TokenCost() if cost is None else cost
         self._budget = QueueBudget() if budget is None else budget
         self._below = {"sheddable": 0, "any": maxsize, "never": None}[displace]
@@ -287,6 +289,8 @@ class FlowController:
         self._turn(now)
         self._in_flight(ticket)
         ticket.endpoint = endpoint
+        if self._placed is not None:
+            self._placed.placed(ticket, now)
 
     def completed(self, ticket: Ticket, usage: Usage | None = None, *, now: float) -> None:
         """Say that a server is done with a request; its flow is charged what it came to cost.

@@ -43,6 +43,15 @@ class RequestAwareGate(Protocol):
         ...
 
 
+@runtime_checkable
+class PlacedGate(Protocol):
+    """Which server did a request go to? Optional, beside `Gate`: for gates that count server by server."""
+
+    def placed(self, ticket: Ticket, now: float) -> None:
+        """A dispatched request has been given to `Ticket.endpoint`; called by `FlowController.dispatched`."""
+        ...
+
+
 class UsageLimitPolicy(Protocol):
     """Up to which saturation may each band dispatch?"""
 
