@@ -1,6 +1,7 @@
 """Whether and when may a request go? The priority flow controller, and what it is made of."""
 
 from inferencesched.flowcontrol.aggregates import Aggregate, CapacityWeighted, Greatest, Mean, Quantile
+from inferencesched.flowcontrol.band_policies import StrictWithAgeing, WeightedShares
 from inferencesched.flowcontrol.bands import BAND_CAPACITY, PriorityBand
 from inferencesched.flowcontrol.budgets import QueueBudget
 from inferencesched.flowcontrol.concurrency import AdaptiveGate, AdaptiveLimit, Aimd, Gradient2, LimitState, Vegas
@@ -8,12 +9,17 @@ from inferencesched.flowcontrol.controller import FlowController
 from inferencesched.flowcontrol.credit import InFlightCredit
 from inferencesched.flowcontrol.events import Dispatch, Displace, Event, Expire, Rejection, Revoke
 from inferencesched.flowcontrol.fairness import (
+    DeficitLongestPrefix,
     DeficitRoundRobin,
+    DoubleDeficitLongestPrefix,
     FairnessPolicy,
     GlobalStrict,
+    LeastAttainedService,
     RoundRobin,
     StartTimeFair,
     VirtualTokenCounter,
+    WaitMeans,
+    jain_index,
 )
 from inferencesched.flowcontrol.flows import (
     Band,
@@ -29,6 +35,13 @@ from inferencesched.flowcontrol.flows import (
 from inferencesched.flowcontrol.gate import ObservedGate, RequestSaturationGate, SaturationGate
 from inferencesched.flowcontrol.limits import PriorityHoldback, SoftCeiling, SoftReflectiveCeiling
 from inferencesched.flowcontrol.log import RecordedController, replay
+from inferencesched.flowcontrol.ordering import (
+    AdaptiveLifo,
+    EarliestDeadline,
+    LongestPrefix,
+    SloDeadline,
+    WeightedShortestFirst,
+)
 from inferencesched.flowcontrol.outcomes import DROPPED_REASON_HEADER, QueueOutcome
 from inferencesched.flowcontrol.policies import (
     BandPolicy,
@@ -55,12 +68,14 @@ from inferencesched.flowcontrol.saturation import (
     UtilizationDetector,
     saturation_by_stage,
 )
+from inferencesched.flowcontrol.sharding import ShuffleSharding
 from inferencesched.flowcontrol.stages import Reach, RequestReach, StageParts, Stages
 
 __all__ = [
     "BAND_CAPACITY",
     "DROPPED_REASON_HEADER",
     "AdaptiveGate",
+    "AdaptiveLifo",
     "AdaptiveLimit",
     "Aggregate",
     "Aimd",
@@ -70,9 +85,12 @@ __all__ = [
     "CapacityWeighted",
     "ConcurrencyDetector",
     "CostModel",
+    "DeficitLongestPrefix",
     "DeficitRoundRobin",
     "Dispatch",
     "Displace",
+    "DoubleDeficitLongestPrefix",
+    "EarliestDeadline",
     "Event",
     "Expire",
     "FairnessPolicy",
@@ -89,7 +107,9 @@ __all__ = [
     "Greatest",
     "Hysteresis",
     "InFlightCredit",
+    "LeastAttainedService",
     "LimitState",
+    "LongestPrefix",
     "Mean",
     "ObservedGate",
     "OpenGate",
@@ -115,6 +135,8 @@ __all__ = [
     "RoundRobin",
     "SaturationDetector",
     "SaturationGate",
+    "ShuffleSharding",
+    "SloDeadline",
     "SoftCeiling",
     "SoftReflectiveCeiling",
     "StageParts",
@@ -123,12 +145,17 @@ __all__ = [
     "StartTimeFair",
     "StaticLimit",
     "StrictBands",
+    "StrictWithAgeing",
     "Ticket",
     "TokenCost",
     "UsageLimitPolicy",
     "UtilizationDetector",
     "Vegas",
     "VirtualTokenCounter",
+    "WaitMeans",
+    "WeightedShares",
+    "WeightedShortestFirst",
+    "jain_index",
     "replay",
     "saturation_by_stage",
 ]
