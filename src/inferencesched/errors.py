@@ -24,7 +24,11 @@
      |-- RequestRefusedError                     terminal for one request: has an outcome and a status
      |    |-- NoEndpointsError                   503  the pool is empty, or everything was excluded
      |    |-- UnknownProfileError                400  it asks for a scheduling profile that is not there
-     |    `-- FilteredOutError                   429  every candidate was filtered out
+     |    |-- FilteredOutError                   429  every candidate was filtered out
+     |    `-- QueueRefusedError                       flow control would not have it: has headers, Retry-After, a wait
+     |         |-- QueueRejectedError                 it was never queued
+     |         |-- QueueEvictedError                  it left the queue without going to a server
+     |         `-- QueueRevokedError                  it was taken back from its server, or given up
      |
      |-- TicketError                             a flow-control ticket that is not in flight (any more)
      |
@@ -35,6 +39,7 @@
 An error is raised before anything changes. Messages name the parameter, the value and what was allowed.
 """
 
+from collections.abc import Mapping
 from math import isfinite
 from typing import Any, ClassVar
 
@@ -156,29 +161,70 @@ class RequestRefusedError(InferenceSchedError):
     ``outcome`` is a low-cardinality metric label, ``status`` the HTTP status.
     """
 
-    outcome: ClassVar[str] = "refused"
-    status: ClassVar[int] = 503
+    outcome: str = "refused"
+    status: int = 503
 
 
 class NoEndpointsError(RequestRefusedError):
     """Was there nobody to choose from? HTTP 503."""
 
-    outcome: ClassVar[str] = "no_endpoints"
-    status: ClassVar[int] = 503
+    outcome: str = "no_endpoints"
+    status: int = 503
 
 
 class UnknownProfileError(RequestRefusedError):
     """Which scheduling profile does the request ask for that is not there? HTTP 400: its client can mend it."""
 
-    outcome: ClassVar[str] = "unknown_profile"
-    status: ClassVar[int] = 400
+    outcome: str = "unknown_profile"
+    status: int = 400
 
 
 class FilteredOutError(RequestRefusedError):
     """Did the filters refuse every candidate? HTTP 429, as the reference answers."""
 
-    outcome: ClassVar[str] = "filtered_out"
-    status: ClassVar[int] = 429
+    outcome: str = "filtered_out"
+    status: int = 429
+
+
+class QueueRefusedError(RequestRefusedError):
+    """How did a request end in the flow controller's queue, and what does its client see?
+
+    ``outcome`` is the value of a `QueueOutcome`, ``status`` and ``headers`` are the response's; ``retry_after`` is seconds until it
+    is worth another try (inf: it is not), ``wait`` what it would have had to wait (NaN where nobody can tell), ``detail`` which
+    limit was met. `inferencesched.flowcontrol.refusal` makes them.
+    """
+
+    def __init__(
+        self,
+        request_id: str,
+        *,
+        outcome: str,
+        status: int,
+        headers: Mapping[str, str],
+        retry_after: float,
+        wait: float,
+        detail: str,
+    ) -> None:
+        self.request_id = request_id
+        self.outcome = outcome
+        self.status = status
+        self.headers = headers
+        self.retry_after = retry_after
+        self.wait = wait
+        self.detail = detail
+        super().__init__(f"request {request_id!r}: {outcome}" + (f": {detail}" if detail else ""))
+
+
+class QueueRejectedError(QueueRefusedError):
+    """Why was a request not queued at all? HTTP 429, 503 or 500."""
+
+
+class QueueEvictedError(QueueRefusedError):
+    """Why did a request leave the queue without going to a server? HTTP 429, 503 or 500."""
+
+
+class QueueRevokedError(QueueRefusedError):
+    """Why was a request taken back from its server, or given up? HTTP 429 or 500."""
 
 
 class TicketError(InferenceSchedError):

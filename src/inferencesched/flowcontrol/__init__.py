@@ -42,7 +42,14 @@ from inferencesched.flowcontrol.ordering import (
     SloDeadline,
     WeightedShortestFirst,
 )
-from inferencesched.flowcontrol.outcomes import DROPPED_REASON_HEADER, QueueOutcome
+from inferencesched.flowcontrol.outcomes import (
+    DROPPED_REASON_HEADER,
+    RETRY_AFTER_HEADER,
+    Cause,
+    QueueOutcome,
+    infer_outcome,
+    refusal,
+)
 from inferencesched.flowcontrol.policies import (
     BandPolicy,
     CostModel,
@@ -74,6 +81,7 @@ from inferencesched.flowcontrol.stages import Reach, RequestReach, StageParts, S
 __all__ = [
     "BAND_CAPACITY",
     "DROPPED_REASON_HEADER",
+    "RETRY_AFTER_HEADER",
     "AdaptiveGate",
     "AdaptiveLifo",
     "AdaptiveLimit",
@@ -83,6 +91,7 @@ __all__ = [
     "BandPolicy",
     "Capacity",
     "CapacityWeighted",
+    "Cause",
     "ConcurrencyDetector",
     "CostModel",
     "DeficitLongestPrefix",
@@ -155,7 +164,9 @@ __all__ = [
     "WaitMeans",
     "WeightedShares",
     "WeightedShortestFirst",
+    "infer_outcome",
     "jain_index",
+    "refusal",
     "replay",
     "saturation_by_stage",
 ]

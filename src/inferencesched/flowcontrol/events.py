@@ -3,10 +3,13 @@
 `FlowController.step` answers with these, in the order in which they were decided. Each is said once.
 """
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
+from inferencesched.errors import QueueRefusedError
 from inferencesched.flowcontrol.flows import QueueItem, Ticket
-from inferencesched.flowcontrol.outcomes import QueueOutcome
+from inferencesched.flowcontrol.outcomes import QueueOutcome, refusal
+
+_OTHER: Final = QueueOutcome.EVICTED_OTHER  # of a ticket without an outcome, which no event has
 
 
 class Dispatch(NamedTuple):
@@ -21,6 +24,10 @@ class Expire(NamedTuple):
     ticket: Ticket
     retry_after: float
 
+    def error(self) -> QueueRefusedError:
+        """Return what its caller is told: a `QueueEvictedError`, or a `QueueRevokedError` where it lapsed at a server."""
+        return refusal(self.ticket.outcome or _OTHER, self.ticket.request_id, retry_after=self.retry_after)
+
 
 class Displace(NamedTuple):
     """Who had to make room for a request of higher priority, `by`?"""
@@ -28,6 +35,10 @@ class Displace(NamedTuple):
     ticket: Ticket
     by: Ticket
     retry_after: float
+
+    def error(self) -> QueueRefusedError:
+        """Return what its caller is told: a `QueueEvictedError`."""
+        return refusal(self.ticket.outcome or _OTHER, self.ticket.request_id, retry_after=self.retry_after)
 
 
 class Revoke(NamedTuple):
@@ -51,3 +62,9 @@ class Rejection(NamedTuple):
     retry_after: float
     wait: float
     detail: str
+
+    def error(self) -> QueueRefusedError:
+        """Return what its caller is told: a `QueueRejectedError`."""
+        return refusal(
+            self.outcome, self.item.request_id, retry_after=self.retry_after, wait=self.wait, detail=self.detail
+        )
