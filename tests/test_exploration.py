@@ -128,6 +128,15 @@ def test_epsilon_is_tried_first_and_the_best_are_behind():
     assert picks(isched.EpsilonGreedyPicker(1.0, 2), [1.0], 0.05, 0.0, 0.0) == [0]
 
 
+def test_an_epsilon_of_nought_never_tries():
+    assert picks(isched.EpsilonGreedyPicker(0.0), [1.0, 3.0, 2.0], 0.0, 0.0) == [1]
+
+
+def test_totals_whose_sum_is_no_float_still_have_shares():
+    assert propensities(isched.WeightedRandomPicker(), [1.5e308, 1.5e308, 0.0]).tolist() == [0.5, 0.5, 0.0]
+    assert propensities(isched.WeightedRandomPicker(), [5e-324, 1.5e-323]).tolist() == [0.25, 0.75]
+
+
 def test_softmax_takes_a_draw_of_exactly_nought():
     assert picks(isched.SoftmaxPicker(count=3), [1.0, 1.0, 2.0], 0.5, 0.0, 0.5) == [1, 2, 0]
 

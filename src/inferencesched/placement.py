@@ -103,7 +103,7 @@ def preference(key: int, endpoints: Endpoints, *, weighted: bool = True) -> Inde
     first for w / sum(w) of them. Where all weights are 0 they count as equal.
 
     Source: Thaler and Ravishankar, "Using Name-Based Mappings to Increase Hit Rates" (1998); the weights are those of
-    Schindelhauer and Schomaker, "Weighted Distributed Hash Tables" (2005). Cost: 3 us at 64 endpoints.
+    Schindelhauer and Schomaker, "Weighted Distributed Hash Tables" (2005). Cost: 7 us at 64 endpoints, 40 us at 1,000.
     """
     identities = identities_of(endpoints)
     weights = capacities(endpoints) if weighted else np.ones(len(endpoints))
@@ -120,7 +120,7 @@ def has_room(endpoints: Endpoints, balance: float, *, weighted: bool = True) -> 
     Its share is ``w / sum(w)`` of all requests in flight and this one; below ``(1 + balance) * share`` there is room, which
     for equal weights is the bound of Mirrokni, Thorup and Zadimoghaddam, "Consistent Hashing with Bounded Loads" (2016):
     no load over the average times (1 + balance), rounded up. Somebody always has room. An endpoint of unknown load has
-    none, unless nobody's is known.
+    none, unless nobody's is known. Cost: 10 us.
     """
     load = endpoints[INFLIGHT_REQUESTS]
     known = ~np.isnan(load)

@@ -50,7 +50,7 @@ class EpsilonGreedyPicker:
         tried = int(cycle.rng.random() * len(totals))
         if self.count == 1:
             return np.array([tried], dtype=np.intp)
-        order = MaxScorePicker(max(2, len(totals))).pick(totals, endpoints, cycle)
+        order = MaxScorePicker(self.count).pick(totals, endpoints, cycle)
         return np.concatenate([np.array([tried], dtype=np.intp), order[order != tried]])[: self.count]
 
     def propensities(self, totals: FloatArray, endpoints: Endpoints) -> FloatArray:

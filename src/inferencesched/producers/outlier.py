@@ -147,7 +147,7 @@ class OutlierProducer:
 
     State: a few numbers for each endpoint of the pool. An endpoint that left is forgotten, and one that comes back is
     healthy. It is written under the pool's lock and read without one, from any thread; the endpoints are those of one
-    pool. Cost: `produce` 2 us while nobody is ejected, and 0.2 us for each who is.
+    pool. Cost: `produce` 2 us while nobody is ejected, some 8 us at 64 endpoints else.
 
     Source: Envoy's outlier detection (``envoy.config.cluster.v3.OutlierDetection``); half-open probing: Nygard, "Release
     It!" (2007).
