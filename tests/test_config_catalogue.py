@@ -37,6 +37,7 @@ LEAST: dict[str, dict[str, Any]] = {
     "not-filter": {"filter": {"type": "decode-filter"}},
     "prefer-filter": {"filter": {"type": "decode-filter"}},
     "at-least-filter": {"scorer": {"type": "queue-scorer"}, "minimum": 0.5},
+    "priority-holdback-policy": {"minCeiling": 0.5},
     "lexicographic-scorer": {"scorers": [{"type": "queue-scorer"}, {"type": "lora-affinity-scorer"}]},
 }
 

@@ -21,6 +21,7 @@ from tests.parity import (
     caches,
     configs,
     events,
+    flow_saturation,
     handlers,
     hashes,
     load,
@@ -44,6 +45,7 @@ RUNNERS: dict[tuple[str, str], Runner] = {
     **handlers.RUNNERS,
     **configs.RUNNERS,
     **load.RUNNERS,
+    **flow_saturation.RUNNERS,
 }
 
 

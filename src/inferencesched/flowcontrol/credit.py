@@ -33,8 +33,9 @@ from inferencesched.signals import MAX_RUNNING
 class InFlightCredit:
     """How is what was sent since the last word counted?
 
-    `slots` is how many requests a server runs at once, where its ``MAX_RUNNING`` (static) does not say; None takes the most that it was
-    ever seen running, so that at first whatever is sent counts as waiting. `lag` is how many seconds it takes until a server's
+    `slots` is how many requests a server runs at once, where its ``MAX_RUNNING`` (static) does not say. None learns it: the most that it
+    was seen running, once it was seen with a queue, and twice that until then, so that it takes a few observations to find out how
+    much an idle server can do, and the first queues may be longer than meant. `lag` is how many seconds it takes until a server's
     numbers show a request that was sent, or one that has ended: what is closer to an observation than that counts as load.
     """
 
@@ -80,6 +81,7 @@ class ServerBook:
         "fixed",
         "load",
         "most_running",
+        "queued",
         "place",
         "reading",
         "requests",
@@ -95,6 +97,7 @@ class ServerBook:
         self.stages: tuple[StageBook, ...] = ()
         self.reading = Reading()
         self.most_running = nan
+        self.queued = False  # was it ever seen with a queue?
         self.told_at = -inf  # when its reading was true; inf is always
         self.seen_at = -inf  # up to when what happened shows in its reading
         self.sent: dict[int, tuple[float, int]] = {}  # by the ticket's number: when, and its tokens
@@ -117,8 +120,9 @@ class ServerBook:
         running = reading.running
         if not running <= self.most_running:
             self.most_running = running if running == running else self.most_running
+        self.queued |= reading.waiting > 0
         if reading.slots != reading.slots:
-            reading = reading._replace(slots=self.most_running)
+            reading = reading._replace(slots=self.most_running if self.queued else 2 * self.most_running)
         self.reading = reading
         local, self.told_at = told_at == inf, told_at
         if local or told_at > self.seen_at:

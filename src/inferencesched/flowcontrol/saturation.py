@@ -19,7 +19,7 @@ from inferencesched.endpoints import (
     WAITING_QUEUE_SIZE,
     Endpoints,
 )
-from inferencesched.errors import InvalidInputError, UnknownNameError
+from inferencesched.errors import InvalidInputError, UnknownNameError, whole_number
 from inferencesched.flowcontrol.aggregates import Aggregate, Mean
 from inferencesched.flowcontrol.stages import Stages
 from inferencesched.framework import CycleState, Reads
@@ -308,8 +308,7 @@ class ConcurrencyDetector:
             ("max_concurrency", self.max_concurrency),
             ("max_token_concurrency", self.max_token_concurrency),
         ):
-            if not 0 < limit < inf:
-                raise InvalidInputError(name, limit, "a number above 0")
+            whole_number(name, limit, 1)
         _check_headroom(self.headroom)
 
     @property

@@ -23,6 +23,7 @@ from inferencesched.config.catalogue import (
     pickers,
     pickers_own,
     prefix,
+    saturation,
     session,
     throughput,
     topology,
@@ -53,5 +54,6 @@ CATALOGUE: Final[tuple[PluginSpec, ...]] = (
     *outlier.SPECS,
     *throughput.SPECS,
     *combinators.SPECS,
+    *saturation.SPECS,
     *gateway.SPECS,
 )
