@@ -157,7 +157,8 @@ def _adapters(rng: np.random.Generator) -> Adapters:
     return Adapters(running, waiting, int(rng.integers(1, 5)), loaded, some("abcd", 2) - loaded, len(loaded) + 1)
 
 
-def _servers(count: int, signals: Sequence[Signal], rng: np.random.Generator) -> tuple[Server, ...]:
+def natural_servers(count: int, signals: Sequence[Signal], rng: np.random.Generator) -> tuple[Server, ...]:
+    """Return so many endpoints of which everything is known, ``ep-0`` and on."""
     slots = rng.permutation(count + 2)[:count]
     picked = rng.permutation(20)[:count] - 1
     return tuple(_server(i, int(slots[i]), float(picked[i]), signals, rng) for i in range(count))
@@ -181,9 +182,10 @@ def _server(i: int, slot: int, picked: float, signals: Sequence[Signal], rng: np
     return Server(f"ep-{i}", slot, slot + 100, values, labels if i != 4 else {}, adapters)
 
 
-def _forgotten(servers: Iterable[Server], signals: Iterable[Signal], share: float, seed: int) -> tuple[Server, ...]:
+def forgotten(
+    servers: Iterable[Server], signals: Iterable[Signal], share: float, rng: np.random.Generator
+) -> tuple[Server, ...]:
     """Return the servers with this share of what is not the pool's own word unknown."""
-    rng = np.random.default_rng(seed)
     foreign = [signal for signal in signals if signal.freshness != "local"]
     return tuple(
         replace(server, values={**server.values, **{s.name: nan for s in foreign if rng.random() < share}})
@@ -250,30 +252,30 @@ def scenes(signals: tuple[Signal, ...] = ()) -> tuple[Scene, ...]:
     known = {signal.name for signal in STANDARD_SIGNALS}
     every = (*STANDARD_SIGNALS, *(signal for signal in signals if signal.name not in known))
     rng = np.random.default_rng(11)
-    usual = _servers(7, every, rng)
-    larger = _servers(12, every, rng)
-    one = _servers(1, every, rng)
+    usual = natural_servers(7, every, rng)
+    larger = natural_servers(12, every, rng)
+    one = natural_servers(1, every, rng)
     alike = tuple(
         Server(s.name, s.slot, s.generation, {**usual[0].values, LAST_PICKED.name: -1.0}, usual[0].labels)
         for s in usual
     )
-    unknown = _forgotten(usual, every, 1.0, 0)
+    unknown = forgotten(usual, every, 1.0, np.random.default_rng(0))
     unheard = tuple(
         replace(server, values={**server.values, OBSERVED_AT.name: -inf, INFLIGHT_REQUESTS.name: 0.0})
         for server in unknown
     )
     bare = tuple(replace(server, labels={}, adapters=Adapters()) for server in usual)
     pools: tuple[tuple[str, tuple[Server, ...], tuple[str, ...] | None, str], ...] = (
-        ("some unknown", _forgotten(usual, every, 0.4, 1), None, ""),
+        ("some unknown", forgotten(usual, every, 0.4, np.random.default_rng(1)), None, ""),
         ("all unknown", unknown, None, ""),
         ("never observed", unheard, None, ""),
         ("all alike", alike, None, ""),
         ("all at their least", _extreme(usual, every, low=True), None, ""),
         ("half at their most", _extreme(usual, every, low=False), None, ""),
         ("one endpoint", one, None, ""),
-        ("one unknown endpoint", _forgotten(one, every, 1.0, 2), None, ""),
+        ("one unknown endpoint", forgotten(one, every, 1.0, np.random.default_rng(2)), None, ""),
         ("what filters left", larger, ("ep-1", "ep-4", "ep-6", "ep-7", "ep-11"), ""),
-        ("one of many", _forgotten(larger, every, 0.4, 3), ("ep-5",), ""),
+        ("one of many", forgotten(larger, every, 0.4, np.random.default_rng(3)), ("ep-5",), ""),
         ("no labels, no adapters", bare, None, ""),
         ("a peer", usual, None, "ep-3"),
         ("a peer that left", usual, None, "gone"),

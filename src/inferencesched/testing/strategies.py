@@ -13,6 +13,7 @@ filters left of a larger pool, reservations in flight, slots that were used befo
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import inf, isfinite, nan
 from typing import Final
 
@@ -30,13 +31,14 @@ from inferencesched.endpoints import (
     OBSERVED_AT,
     STANDARD_SIGNALS,
     Endpoints,
+    Freshness,
     Signal,
 )
 from inferencesched.framework import CycleState
 from inferencesched.members import Adapters
 from inferencesched.pool import InferencePool
 from inferencesched.request import InferenceRequest, MediaItem, Usage
-from inferencesched.testing.scenes import COUNTED, NOW, Scene, Server
+from inferencesched.testing.scenes import COUNTED, NOW, Scene, Server, forgotten, natural, natural_servers
 
 #: What names are drawn from: adapters, and the label values that plug-ins are likely to look at.
 ADAPTERS: Final = ("a", "b", "c")
@@ -112,8 +114,17 @@ def scenes(
     count = draw(st.integers(min_size, max_size))
     names = {signal.name for signal in STANDARD_SIGNALS}
     every = (*STANDARD_SIGNALS, *(signal for signal in signals if signal.name not in names))
-    slots = draw(st.permutations(range(count + 2)))[:count]
-    servers = tuple(draw(_servers(i, slots[i], every, unknown)) for i in range(count))
+    rng = np.random.default_rng(draw(st.integers(0, 2**16)))
+    servers = natural_servers(count, every, rng)
+    if unknown:
+        servers = forgotten(servers, every, draw(st.sampled_from([0.0, 0.3, 1.0])), rng)
+        never = draw(st.sets(st.integers(0, count - 1), max_size=2))
+        servers = tuple(_set(server, OBSERVED_AT, -inf) if i in never else server for i, server in enumerate(servers))
+    for _ in range(draw(st.integers(0, 4))):  # a few values at which formulas turn
+        i, signal = draw(st.integers(0, count - 1)), draw(st.sampled_from(every))
+        if signal.name not in _OWN:
+            changed = _set(servers[i], signal, draw(values(signal, unknown=unknown)))
+            servers = (*servers[:i], changed, *servers[i + 1 :])
     kept = draw(st.none() | st.sets(st.integers(0, count - 1), min_size=min_size))
     return Scene(
         "drawn",
@@ -127,19 +138,15 @@ def scenes(
     )
 
 
-@st.composite
-def _servers(draw: DrawFn, i: int, slot: int, signals: Sequence[Signal], unknown: bool) -> Server:
-    held = draw(adapters())
-    found = {signal.name: draw(values(signal, unknown=unknown)) for signal in signals if signal.name not in _OWN}
-    found[LAST_PICKED.name] = float(draw(st.integers(-1, 20)))
-    found[OBSERVED_AT.name] = draw(st.floats(NOW - 10.0, NOW) | (st.just(-inf) if unknown else st.just(NOW)))
-    counts = (len(held.running), len(held.waiting), held.capacity, len(held.loaded), held.slots)
-    found |= {signal.name: float(count) for signal, count in zip(_LORA, counts, strict=True)}
-    return Server(f"ep-{i}", slot, slot + 100, found, draw(labels()), held)
+def _set(server: Server, signal: Signal, value: float) -> Server:
+    return replace(server, values={**server.values, signal.name: value})
 
 
-_LORA: Final = (LORA_ACTIVE, LORA_WAITING, LORA_CAPACITY, LORA_LOADED, LORA_SLOTS)
-_OWN: Final = {signal.name for signal in (*_LORA, LAST_PICKED, OBSERVED_AT)}
+#: Columns that tell of something else: a value by itself would be a lie.
+_OWN: Final = {
+    signal.name
+    for signal in (LORA_ACTIVE, LORA_WAITING, LORA_CAPACITY, LORA_LOADED, LORA_SLOTS, LAST_PICKED, OBSERVED_AT)
+}
 
 
 def endpoints(
@@ -177,19 +184,22 @@ def pools(
     """
     pool = InferencePool(signals=tuple(signals))
     count = draw(st.integers(min_size, max_size))
+    rng = np.random.default_rng(draw(st.integers(0, 2**16)))
     every = (*STANDARD_SIGNALS, *signals)
-    static = [signal for signal in every if signal.freshness == "static"]
-    scraped = [signal for signal in every if signal.freshness == "scraped" and signal not in _LORA]
     if draw(st.booleans()):
         pool.join("left-before")
+    share = draw(st.sampled_from([0.0, 0.3, 1.0])) if unknown else 0.0
+
+    def told(freshness: Freshness) -> dict[Signal, float]:
+        found = [signal for signal in every if signal.freshness == freshness and signal.name not in _OWN]
+        return {signal: natural(signal, rng) if rng.random() >= share else nan for signal in found}
+
     for i in range(count):
-        told = {signal: draw(values(signal, unknown=unknown)) for signal in static}
-        pool.join(
-            f"ep-{i}", labels=draw(labels()), values=told, address=draw(st.sampled_from(["", f"10.0.0.{i}:8000"]))
-        )
+        address = draw(st.sampled_from(["", f"10.0.0.{i}:8000"]))
+        pool.join(f"ep-{i}", labels=draw(labels()), values=told("static"), address=address)
         if not unknown or draw(st.integers(0, 4)):
-            seen = {signal: draw(values(signal, unknown=unknown)) for signal in scraped}
-            pool.observe(f"ep-{i}", seen, now=draw(st.floats(NOW - 10.0, NOW)), adapters=draw(st.none() | adapters()))
+            at = NOW - draw(st.sampled_from([0.0, 0.5, 1.9, 2.1, 10.0]))
+            pool.observe(f"ep-{i}", told("scraped"), now=at, adapters=draw(st.none() | adapters()))
     if "left-before" in pool.names:
         pool.leave("left-before")
         if draw(st.booleans()):
@@ -201,7 +211,7 @@ def pools(
 
 def _reserve(draw: DrawFn, pool: InferencePool) -> None:
     """Book some requests, of which some go on and some end."""
-    places = draw(st.lists(st.sampled_from(pool.names), max_size=8))
+    places = draw(st.lists(st.sampled_from(pool.names), max_size=5))
     for number, name in enumerate(places):
         tokens = draw(st.integers(0, 5_000))
         reservation = pool.reserve(
