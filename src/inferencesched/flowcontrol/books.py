@@ -1,6 +1,6 @@
 """What waits in all, and does it fit? The sums of a controller, kept with every change."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from math import inf
 from sys import maxsize
 from typing import final
@@ -22,6 +22,7 @@ class QueueBooks:
     __slots__ = (
         "bands",
         "capacity",
+        "configured",
         "most_bytes",
         "most_requests",
         "most_tokens",
@@ -41,6 +42,7 @@ class QueueBooks:
         self.order: list[Band] = []  # the bands, the greatest priority first
         self.bands: SortedDict[int, Band] = SortedDict()  # by priority, negated: the greatest first
         self.priorities: tuple[int, ...] = ()
+        self.configured: frozenset[int] = frozenset()  # priorities whose bands are never collected
         self.requests = 0
         self.size_bytes = 0
         self.tokens = 0
@@ -63,6 +65,18 @@ class QueueBooks:
         """Take out a band in which nothing is left."""
         del self.bands[-band.priority]
         self._sort()
+
+    def desire(self, bands: Collection[PriorityBand], now: float) -> None:
+        """Add those bands that are missing, and protect them all; no other is protected any more but what is configured."""
+        wanted = {each.priority for each in bands}
+        for each in bands:
+            if -each.priority not in self.bands:
+                self.make(each, protected=True)
+        for band in self.order:
+            kept = band.priority in wanted or band.priority in self.configured
+            if band.protected and not kept and not band.flows:
+                band.idle_since = now
+            band.protected = kept
 
     def _sort(self) -> None:
         self.order = list(self.bands.values())

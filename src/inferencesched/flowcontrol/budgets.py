@@ -22,7 +22,9 @@ class QueueBudget:
     no_endpoint_ttl: while there is none; ``"ttl"`` is as long, None no limit. llm-d's ``noEndpointRequestTTL``.
     flows, objectives: seconds by flow id and by the name of an objective, beside those.
 
-    0 seconds is no time at all: such a request goes at the next step, or never.
+    0 seconds is no time at all: such a request expires at the next step, whether the gate is open or not (llm-d's 0 is no
+    limit: here None). A budget is spent at its last instant: of 60 s, 60.0 s later. What a request's own time, its flow's and
+    its objective's allow counts for an empty pool too.
     """
 
     ttl: float | None = 60.0

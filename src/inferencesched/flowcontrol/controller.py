@@ -6,7 +6,7 @@ ordering.
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from math import inf, nan
 from sys import maxsize
 from typing import Any, Final, Literal, final, get_args
@@ -153,6 +153,7 @@ class FlowController:
             self._books.make(band, protected=True)
         if 0 not in self._books.bands:
             self._books.make(self._default.at(0), protected=True)
+        self._books.configured = frozenset(self._books.priorities)
 
     # -- what arrives ------------------------------------------------------------------------------
 
@@ -212,10 +213,13 @@ class FlowController:
         """Take back a request whose client has gone; its place is free at once. True where it was still waiting.
 
         False where it was dispatched before, or has ended: then it is `completed` that says when the server is done with it.
+        Errors: `TicketError` for another controller's.
         """
         self._turn(now)
         if ticket.outcome is not None:
             return False
+        if self._books.bands.get(-ticket.flow.band.priority) is not ticket.flow.band:
+            raise TicketError(f"ticket of request {ticket.request_id!r} is another controller's")
         self._evict(ticket, QueueOutcome.EVICTED_CANCELLED, now)
         return True
 
@@ -310,22 +314,24 @@ class FlowController:
                 ticket.flow.band.fairness.settled(ticket.flow, actual - ticket.cost, now)
         self._finish(ticket, QueueOutcome.COMPLETED, now)
 
-    def revoked(self, ticket: Ticket, *, now: float, requeue: bool = False) -> None:
+    def revoked(self, ticket: Ticket, *, now: float, requeue: bool = False) -> bool:
         """Say that a server stopped working on a request. With `requeue` it waits again, where it was in its flow.
 
-        Re-queue only what has not streamed a token yet. Errors: `TicketError` unless it is in flight.
+        Re-queue only what has not streamed a token yet. What it has waited counts, its time at the server does not. Its flow
+        is charged nothing for it. Returns whether it waits: not where the queue is full, or is shutting down. Errors:
+        `TicketError` unless it is in flight.
         """
         self._turn(now)
         self._in_flight(ticket)
-        flow, band = ticket.flow, ticket.flow.band
+        flow, band, item = ticket.flow, ticket.flow.band, ticket.item
         band.fairness.settled(flow, -ticket.cost, now)
-        if not requeue or self._closed:
+        if not requeue or self._closed or not self._books.fits(band, item):
             self._finish(ticket, QueueOutcome.REVOKED, now)
-            return
+            return False
         self._finish(ticket, None, now)
+        ticket.enqueued_at += now - ticket.dispatched_at
         ticket.dispatched_at, ticket.endpoint = nan, ""
         row = band.totals.dispatched
-        item = ticket.item
         row[0], row[1], row[2] = row[0] - 1, row[1] - item.size_bytes, row[2] - item.tokens
         waited_before = len(flow.queue) > 0
         flow.queue.push(ticket)
@@ -334,6 +340,24 @@ class FlowController:
         else:
             band.fairness.arrived(flow, now)
         self._queued(ticket)
+        return True
+
+    def revoke_failed(self, ticket: Ticket, *, now: float) -> None:
+        """Say that a server would not stop: the request goes on, and may be revoked again. Errors: as `revoked`."""
+        self._turn(now)
+        self._in_flight(ticket)
+        if self._reclaimer is not None:
+            self._reclaimer.failed(ticket, now)
+
+    @property
+    def bands(self) -> Sequence[Band]:
+        """Which bands are there, and what do they hold, the greatest priority first? To look at, not to change."""
+        return tuple(self._books.order)
+
+    def desire(self, priorities: Collection[int], now: float) -> None:
+        """Say which priorities objectives have: their bands are there from now on, and not collected when they are idle."""
+        self._turn(now)
+        self._books.desire([(self._sheddable if each < 0 else self._default).at(each) for each in priorities], now)
 
     def check(self) -> None:
         """Assert that everything adds up. For tests; linear in all that waits and is in flight."""
@@ -457,9 +481,11 @@ class FlowController:
         flow.band.inflight -= 1
         if outcome is not None:
             self._rest(flow, now)
-        self._gate.finished(ticket, now)
-        if self._reclaimer is not None:
-            self._reclaimer.finished(ticket, now)
+        try:
+            self._gate.finished(ticket, now)
+        finally:
+            if self._reclaimer is not None:
+                self._reclaimer.finished(ticket, now)
 
     def _collect(self, now: float) -> None:
         """Forget flows and bands that nobody has used for long enough; looked at once a second."""

@@ -150,7 +150,11 @@ class Dispatcher:
         band.inflight += 1
         band.totals.add(band.totals.dispatched, ticket.item)
         events.append(_record(Dispatch, (ticket,)))
-        self._gate.dispatched(ticket, now)
-        band.fairness.served(flow, ticket.cost, now)
+        if self._reclaimer is not None:
+            self._reclaimer.dispatched(ticket, now)
+        try:
+            self._gate.dispatched(ticket, now)
+        finally:  # who has gone is charged, whatever a gate raises
+            band.fairness.served(flow, ticket.cost, now)
         if not self._strict:
             self._band_policy.served(band, ticket.cost, now)

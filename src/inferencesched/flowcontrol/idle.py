@@ -37,7 +37,7 @@ class IdleFlows:
         self._last = flow
         self._count += 1
         if self._count > self._most:
-            self._forget()
+            self._forget(now)
 
     def remove(self, flow: Flow) -> None:
         """Note that a flow is in use again."""
@@ -60,13 +60,15 @@ class IdleFlows:
 
     def collect(self, now: float) -> None:
         """Forget whoever has been idle for long enough."""
-        while self.next() <= now:
-            self._forget()
+        while (at := self.next()) <= now:
+            self._forget(at)
 
-    def _forget(self) -> None:
+    def _forget(self, at: float) -> None:
         flow = self._first
         assert flow is not None  # the caller counted
         self.remove(flow)
         band = flow.band
         if band.flows.get(flow.id) is flow:
             del band.flows[flow.id]
+            if not band.flows:
+                band.idle_since = at

@@ -78,7 +78,15 @@ class Reclaimer(Protocol):
     def reclaim(
         self, band: Band, level: float, ceiling: float, inflight: Mapping[int, Ticket], now: float
     ) -> Sequence[Ticket]:
-        """Return who should be revoked now: tickets in flight that were not revoked before."""
+        """Return who should be revoked now: tickets in flight that were not revoked before, unless that `failed`."""
+        ...
+
+    def dispatched(self, ticket: Ticket, now: float) -> None:
+        """A request went to a server."""
+        ...
+
+    def failed(self, ticket: Ticket, now: float) -> None:
+        """A server would not stop working on a request that was to be revoked."""
         ...
 
     def finished(self, ticket: Ticket, now: float) -> None:
