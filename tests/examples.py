@@ -12,6 +12,7 @@ import inferencesched as isched
 from inferencesched import assigners, filters, handlers, pickers, prefix, producers, scorers, sessions, signals
 from inferencesched.endpoints import KV_CACHE_USAGE, RUNNING_REQUESTS, WAITING_QUEUE_SIZE
 from inferencesched.filters.labels import LabelRequirement
+from inferencesched.flowcontrol import saturation
 from inferencesched.placement import RequestKey
 from inferencesched.prefix.precise import PrecisePrefixProducer, UnionPrefixProducer
 from inferencesched.prefix.producer import ApproximatePrefixProducer
@@ -155,6 +156,15 @@ EXAMPLES: dict[str, tuple[Make, ...]] = {
     "TopologyAffinityScorer": (
         scorers.TopologyAffinityScorer,
         lambda: scorers.TopologyAffinityScorer(peer_header="x-peer"),
+    ),
+    # detectors, which are filters too
+    "ConcurrencyDetector": (
+        saturation.ConcurrencyDetector,
+        lambda: saturation.ConcurrencyDetector("hybrid", 4, 3_000, headroom=0.25),
+    ),
+    "UtilizationDetector": (
+        saturation.UtilizationDetector,
+        lambda: saturation.UtilizationDetector(2.0, 0.4, headroom=0.25),
     ),
     # pickers
     "EpsilonGreedyPicker": (pickers.EpsilonGreedyPicker, lambda: pickers.EpsilonGreedyPicker(0.5, 3)),

@@ -17,15 +17,6 @@ MADE = [
 ]
 
 
-#: What a plug-in does otherwise, by its own word; whose check passes all the same has no business here.
-EXCUSED = {
-    (
-        "NoHitLruScorer",
-        "scorer:order",
-    ): "never-used endpoints are told apart by the order of the snapshot, as llm-d does",
-}
-
-
 def test_every_plugin_has_an_example():
     catalogue = (spec.made for spec in CATALOGUE if spec.made is not None and kinds_of_class(spec.made))
     names = {thing.__name__ for thing in chain(plugin_classes(), exported(), catalogue)}
@@ -41,17 +32,13 @@ def test_every_example_is_of_a_plugin():
 
 @pytest.mark.parametrize("make", MADE)
 def test_it_keeps_its_contract(make):
-    failures, excused = [], set()
+    failures = []
     for check in all_checks_of(make):
         try:
             check()
         except CheckFailure as failure:
-            if (type(make()).__name__, str(check)) in EXCUSED:
-                excused.add(str(check))
-            else:
-                failures.append(str(failure))
+            failures.append(str(failure))
     assert failures == []
-    assert excused == {check for name, check in EXCUSED if name == type(make()).__name__}, "an excuse nobody needs"
 
 
 @pytest.mark.parametrize("make", MADE)
