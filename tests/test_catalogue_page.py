@@ -60,6 +60,9 @@ ROWS = {names_in(cells[0])[0]: cells for head, cells in tables() if head == HEAD
 SPECS = {}
 for each in CATALOGUE:
     SPECS.setdefault(each.made.__name__ if each.made else each.name, []).append(each)
+#: The flow controller's policies have a table of their own.
+POLICIES = {"fairness-policy", "ordering-policy", "usage-limit-policy"}
+FLOW = [spec for spec in CATALOGUE if spec.made is not None and POLICIES & set(spec.kinds)]
 
 
 def reads_cell(name):
@@ -123,6 +126,11 @@ def test_what_is_read_and_what_is_usual_are_as_the_page_says(name):
     if name in EXAMPLES:
         assert reads == reads_cell(name)
     assert defaults == defaults_cell(name)
+
+
+def test_every_policy_of_flow_control_is_there_with_its_class():
+    told = {names_in(cells[0])[0]: names_in(cells[1])[0] for head, cells in tables() if head[:2] == ["type", "class"]}
+    assert told == {spec.name: spec.made.__name__ for spec in FLOW}
 
 
 def test_every_signal_is_there_with_its_unit_and_freshness():
