@@ -21,6 +21,7 @@ from tests.parity import (
     caches,
     configs,
     events,
+    flow_fairness,
     flow_saturation,
     handlers,
     hashes,
@@ -45,6 +46,7 @@ RUNNERS: dict[tuple[str, str], Runner] = {
     **handlers.RUNNERS,
     **configs.RUNNERS,
     **load.RUNNERS,
+    **flow_fairness.RUNNERS,
     **flow_saturation.RUNNERS,
 }
 

@@ -2,6 +2,7 @@
 
 An `OrderingPolicy` is parameters; ``queue`` returns the empty queue of one flow. Where the order is a number, it is read once, when
 a ticket comes, and the least goes first; ties go to who came first. So the order is strict and total: no two tickets are equal.
+Deadlines that differ by less than a microsecond are the same: sums of seconds are no more exact than that.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -39,8 +40,8 @@ class EarliestDeadline:
         return at if item.deadline is None else min(at, item.deadline)
 
     def key(self, ticket: Ticket) -> float:
-        """Return a ticket's deadline."""
-        return self.deadline(ticket.item, ticket.enqueued_at)
+        """Return a ticket's deadline, to the microsecond."""
+        return round(self.deadline(ticket.item, ticket.enqueued_at), 6)
 
     def queue(self) -> FlowQueue:
         """Return the empty queue of one flow."""
@@ -56,10 +57,10 @@ class SloDeadline:
     """
 
     def key(self, ticket: Ticket) -> tuple[float, float]:
-        """Return when a ticket's first token is due, and when it was received."""
+        """Return when a ticket's first token is due, to the microsecond, and when it was received."""
         item = ticket.item
         received = ticket.enqueued_at if item.received_at is None else item.received_at
-        return (inf if item.slo_ttft is None else received + item.slo_ttft), received
+        return (inf if item.slo_ttft is None else round(received + item.slo_ttft, 6)), received
 
     def queue(self) -> FlowQueue:
         """Return the empty queue of one flow."""

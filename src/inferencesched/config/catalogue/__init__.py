@@ -9,6 +9,7 @@ from inferencesched.config.catalogue import (
     cold,
     combinators,
     context,
+    fairness,
     gateway,
     handlers,
     hashing,
@@ -55,5 +56,6 @@ CATALOGUE: Final[tuple[PluginSpec, ...]] = (
     *throughput.SPECS,
     *combinators.SPECS,
     *saturation.SPECS,
+    *fairness.SPECS,
     *gateway.SPECS,
 )

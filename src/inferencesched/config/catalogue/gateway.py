@@ -58,10 +58,4 @@ SPECS: Final = (
     held("vertexai-parser", "parser"),
     held("passthrough-parser", "parser"),
     held("file-discovery", "discovery"),
-    held("global-strict-fairness-policy", "fairness-policy"),
-    held("round-robin-fairness-policy", "fairness-policy"),
-    held("program-aware-fairness", "fairness-policy"),
-    held("fcfs-ordering-policy", "ordering-policy"),
-    held("edf-ordering-policy", "ordering-policy"),
-    held("slo-deadline-ordering-policy", "ordering-policy"),
 )

@@ -47,6 +47,10 @@ class LeastAttainedService:
         if not self.idle_ttl >= 0:
             raise InvalidInputError("idle_ttl", self.idle_ttl, "seconds of at least 0")
 
+    def attained(self, flow: Flow, now: float) -> float:
+        """Return the service that a flow of such a band has now, decayed."""
+        return _Attained(self.half_life, self.idle_ttl).at(flow, now)
+
     def start(self) -> FlowOrder:
         """Return the state of one band."""
         attained = _Attained(self.half_life, self.idle_ttl)
