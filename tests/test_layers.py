@@ -22,6 +22,7 @@ LAYERS = (
     ("config", "config.*", "explain.*"),
     (
         "scheduler",
+        "flowcontrol.config",
         "flowcontrol.controller",
         "flowcontrol.log",
         "flowcontrol.explain",

@@ -5,6 +5,7 @@ place and can say more. `load` and `dump` take either; `inferencesched.adapters.
 """
 
 from inferencesched.config.document import Document, Remark
+from inferencesched.config.flow_control import flow_controller, flow_settings
 from inferencesched.config.forms import build, dump, load, schema
 from inferencesched.config.graph import Node, dependencies, in_turn
 from inferencesched.config.installed import installed_plugins, with_installed
@@ -44,6 +45,8 @@ __all__ = [
     "dependencies",
     "dump",
     "dump_scheduler",
+    "flow_controller",
+    "flow_settings",
     "in_turn",
     "installed_plugins",
     "load",

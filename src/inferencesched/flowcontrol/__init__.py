@@ -5,9 +5,21 @@ from inferencesched.flowcontrol.band_policies import StrictWithAgeing, WeightedS
 from inferencesched.flowcontrol.bands import BAND_CAPACITY, PriorityBand
 from inferencesched.flowcontrol.budgets import QueueBudget
 from inferencesched.flowcontrol.concurrency import AdaptiveGate, AdaptiveLimit, Aimd, Gradient2, LimitState, Vegas
+from inferencesched.flowcontrol.config import FlowSettings
 from inferencesched.flowcontrol.controller import FlowController
 from inferencesched.flowcontrol.credit import InFlightCredit
 from inferencesched.flowcontrol.events import Dispatch, Displace, Event, Expire, Rejection, Revoke
+from inferencesched.flowcontrol.eviction import (
+    EveryVictim,
+    NewestFirst,
+    PacedReclaimer,
+    SheddableVictims,
+    VictimFilter,
+    VictimOrder,
+    min_required,
+    revocations,
+    victim_key,
+)
 from inferencesched.flowcontrol.fairness import (
     DeficitLongestPrefix,
     DeficitRoundRobin,
@@ -101,6 +113,7 @@ __all__ = [
     "DoubleDeficitLongestPrefix",
     "EarliestDeadline",
     "Event",
+    "EveryVictim",
     "Expire",
     "FairnessPolicy",
     "FifoQueue",
@@ -110,6 +123,7 @@ __all__ = [
     "FlowKey",
     "FlowOrder",
     "FlowQueue",
+    "FlowSettings",
     "Gate",
     "GlobalStrict",
     "Gradient2",
@@ -120,10 +134,12 @@ __all__ = [
     "LimitState",
     "LongestPrefix",
     "Mean",
+    "NewestFirst",
     "ObservedGate",
     "OpenGate",
     "OrderedQueue",
     "OrderingPolicy",
+    "PacedReclaimer",
     "PlacedGate",
     "PriorityBand",
     "PriorityHoldback",
@@ -144,6 +160,7 @@ __all__ = [
     "RoundRobin",
     "SaturationDetector",
     "SaturationGate",
+    "SheddableVictims",
     "ShuffleSharding",
     "SloDeadline",
     "SoftCeiling",
@@ -160,13 +177,18 @@ __all__ = [
     "UsageLimitPolicy",
     "UtilizationDetector",
     "Vegas",
+    "VictimFilter",
+    "VictimOrder",
     "VirtualTokenCounter",
     "WaitMeans",
     "WeightedShares",
     "WeightedShortestFirst",
     "infer_outcome",
     "jain_index",
+    "min_required",
     "refusal",
     "replay",
+    "revocations",
     "saturation_by_stage",
+    "victim_key",
 ]
