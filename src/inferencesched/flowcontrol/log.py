@@ -6,7 +6,7 @@ no chance of its own. The log is MessagePack, an array a call: ``[call, now, arg
 bytes, the least significant first.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from typing import Any, Final, TypeVar, final
 
@@ -25,8 +25,8 @@ _ITEM: Final = tuple(name for name in QueueItem.__struct_fields__ if name != "re
 T = TypeVar("T")
 _HEAD: Final = 4
 #: Calls about a ticket, whose number is the first of what was said.
-_OF_TICKETS: Final = ("cancel", "dispatched", "completed", "revoked")
-_CALLS: Final = ("submit", "observe", "step", "shutdown", "next_wakeup", *_OF_TICKETS)
+_OF_TICKETS: Final = ("cancel", "dispatched", "completed", "revoked", "revoke_failed")
+_CALLS: Final = ("submit", "observe", "step", "shutdown", "next_wakeup", "desire", *_OF_TICKETS)
 
 
 class Call(msgspec.Struct, frozen=True, array_like=True):
@@ -105,10 +105,21 @@ class RecordedController:
         said = [ticket.number, None if usage is None else list(usage)]
         self._told("completed", now, said, lambda: self.controller.completed(ticket, usage, now=now), _same)
 
-    def revoked(self, ticket: Ticket, *, now: float, requeue: bool = False) -> None:
+    def revoked(self, ticket: Ticket, *, now: float, requeue: bool = False) -> bool:
         """Say that a server stopped working on a request: `FlowController.revoked`."""
         said = [ticket.number, requeue]
-        self._told("revoked", now, said, lambda: self.controller.revoked(ticket, now=now, requeue=requeue), _same)
+        return self._told(
+            "revoked", now, said, lambda: self.controller.revoked(ticket, now=now, requeue=requeue), _same
+        )
+
+    def revoke_failed(self, ticket: Ticket, *, now: float) -> None:
+        """Say that a server would not stop: `FlowController.revoke_failed`."""
+        self._told("revoke_failed", now, [ticket.number], lambda: self.controller.revoke_failed(ticket, now=now), _same)
+
+    def desire(self, priorities: Collection[int], now: float) -> None:
+        """Say which priorities objectives have: `FlowController.desire`."""
+        said = sorted(priorities)
+        self._told("desire", now, said, lambda: self.controller.desire(said, now), _same)
 
     def check(self) -> None:
         """Assert that everything adds up: `FlowController.check`."""
@@ -187,6 +198,10 @@ def replay(log: bytes, make: Callable[[], FlowController]) -> bytes:
                     again.dispatched(tickets[said[0]], said[1], now)
                 case "completed":
                     again.completed(tickets[said[0]], usage(said[1]), now=now)
+                case "desire":
+                    again.desire(said, now)
+                case "revoke_failed":
+                    again.revoke_failed(tickets[said[0]], now=now)
                 case _:
                     again.revoked(tickets[said[0]], now=now, requeue=said[1])
     return again.log()
