@@ -145,9 +145,9 @@ def explain(
     decided by the highest total; runner-up 'ep-0', margin 2
       ep-1: 2 = 3*0.000 PrefixCacheScorer() + 2*1.000 QueueScorer() + 2*0.000 KvCacheUtilizationScorer() (0.500 s old)
       ep-0: 0 = 3*0.000 PrefixCacheScorer() + 2*0.000 QueueScorer() + 2*0.000 KvCacheUtilizationScorer() (0.500 s old)
-      prefix_match fraction (cycle, read by PrefixCacheScorer()): ep-1 unknown, ep-0 unknown
+      prefix_match (cycle, read by PrefixCacheScorer()): ep-1 unknown, ep-0 unknown
       waiting_queue_size requests (scraped, read by QueueScorer()): ep-1 0, ep-0 4
-      kv_cache_usage fraction (scraped, read by KvCacheUtilizationScorer()): ep-1 unknown, ep-0 unknown
+      kv_cache_usage (scraped, read by KvCacheUtilizationScorer()): ep-1 unknown, ep-0 unknown
       last_picked commits (local, read by MaxScorePicker()): ep-1 -1, ep-0 -1
     it would flip if QueueScorer() weighed 0
     it would flip to 'ep-0' if waiting_queue_size of 'ep-1' were 5 requests (it is 0)

@@ -149,7 +149,7 @@ def _reading(signal: SignalRecord, profile: ProfileRecord) -> str:
     """Return what a signal said of the two that matter."""
     names = [name for name in (profile["endpoint"], profile["runner_up"]) if name in signal["values"]]
     values = ", ".join(f"{name} {_number(signal['values'][name])}" for name in names if name is not None)
-    unit = f" {signal['unit']}" if signal["unit"] else ""
+    unit = _unit(signal["unit"])
     return f"  {signal['signal']}{unit} ({signal['freshness']}, read by {', '.join(signal['readers'])}): {values}"
 
 
@@ -171,11 +171,16 @@ def _drop(drop: DropRecord) -> str:
 
 
 def _change(change: ChangeRecord) -> str:
-    unit = f" {change['unit']}" if change["unit"] else ""
+    unit = _unit(change["unit"])
     return (
         f"it would flip to {change['winner']!r} if {change['signal']} of {change['endpoint']!r} were "
         f"{change['after']:.6g}{unit} (it is {change['before']:.6g})"
     )
+
+
+def _unit(unit: str) -> str:
+    """Return the unit behind a number; a share has none that anybody would say."""
+    return "" if unit in ("", "fraction", "flag") else f" {unit}"
 
 
 def _number(value: float | None) -> str:
