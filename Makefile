@@ -20,10 +20,10 @@ SAY := @printf -- '-- %s\n'
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check bench docs e2e clean venv lint format types layers changelog doctest wheel oldest
+.PHONY: help demo test check check-long bench docs e2e clean venv lint format types layers changelog doctest wheel oldest
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z0-9]*\):.*## /\1	/p' $(MAKEFILE_LIST) | while IFS='	' read -r name words; do printf '  make %-10s %s\n' "$$name" "$$words"; done
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | while IFS='	' read -r name words; do printf '  make %-10s %s\n' "$$name" "$$words"; done
 
 demo: $(CLI)  ## compare policies on the embedded workload: a table, and a picture in build/demo
 	$(BIN)/inferencesched compare --out build/demo $(DEMO_ARGS)
@@ -33,6 +33,9 @@ test: $(DEV)  ## tests, doctests of every module, code blocks of the README and 
 
 check: lint types layers changelog doctest docs wheel  ## all that must be clean: style, types, layers, changelog, doctests, docs, wheel
 	$(SAY) 'make check: clean'
+
+check-long: $(DEV)  ## the laws of flow control on 2,000 traces each
+	HYPOTHESIS_PROFILE=long $(BIN)/python -m pytest -q $(wildcard tests/test_flow_*.py) $(PYTEST_ARGS)
 
 bench: $(DEV) $(PEERS)  ## benchmarks, then the replays against other programs
 	$(SAY) 'timed functions: benchmarks/bench_*.py'

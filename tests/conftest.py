@@ -1,7 +1,8 @@
 """How do property tests draw their examples?
 
 ``ci``, the default: the same examples every run, so that a red run is red again, and no deadline, since a busy machine
-and a first compile are not bugs. ``search`` looks for new ones: ``HYPOTHESIS_PROFILE=search make test``.
+and a first compile are not bugs. ``search`` looks for new ones: ``HYPOTHESIS_PROFILE=search make test``. ``long`` is twenty
+times ``ci``: ``make check-long``.
 """
 
 import os
@@ -10,4 +11,5 @@ from hypothesis import settings
 
 settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 settings.register_profile("search", deadline=None, max_examples=2_000, print_blob=True)
+settings.register_profile("long", deadline=None, derandomize=True, max_examples=2_000, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))

@@ -146,8 +146,12 @@ class Turnstile:
         pass
 
 
-def run(load, policy, driver: Callable[..., Any] = Alone, check=None, **options):
-    """Drive a policy along a trace; return what was served. `check(driver, waiting)` is called after every dispatch."""
+def run(load, policy, driver: Callable[..., Any] = Alone, check=None, service=None, **options):
+    """Drive a policy along a trace; return what was served.
+
+    `check(driver, waiting)` is called before every dispatch, with the flows that wait; `service(ticket)` is what a dispatch came to, where
+    that is not its cost.
+    """
     drive = driver(load, policy, **options)
     count = len(load.weights)
     queues: list[list[Any]] = [[] for _ in range(count)]  # what waits, as we know it
@@ -164,16 +168,16 @@ def run(load, policy, driver: Callable[..., Any] = Alone, check=None, **options)
         if load.inflight and len(flying) >= load.inflight:
             complete(0)
         waiting = tuple(epochs[i] if queues[i] else -1 for i in range(count))
+        if check is not None:
+            check(drive, [i for i in range(count) if queues[i]])
         ticket = drive.dispatch()
         assert (ticket is None) == (not any(queues)), "somebody waits and nobody goes"
         if ticket is None:
             return
         index = next(i for i in range(count) if ticket in queues[i])
         gone(index, ticket)
-        served.append(Served(index, actual[id(ticket)], waiting))
+        served.append(Served(index, actual[id(ticket)] if service is None else service(ticket), waiting))
         flying.append(ticket)
-        if check is not None:
-            check(drive, [i for i in range(count) if queues[i]])
 
     def complete(which):
         ticket = flying.pop(which)

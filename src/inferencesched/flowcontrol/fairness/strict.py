@@ -25,14 +25,18 @@ class GlobalStrict:
 
 @final
 class _StrictOrder(FlowHeap):
-    """``_adaptive`` is one queue of the band where these turn round, all at once; ``_newest`` is which way the heap is sorted."""
+    """``_adaptive`` is one queue of the band where these turn round, all at once; ``_newest`` is which way the heap is sorted.
 
-    __slots__ = ("_adaptive", "_newest")
+    ``_stale`` says that somebody's head changed while they were turned the other way.
+    """
+
+    __slots__ = ("_adaptive", "_newest", "_stale")
 
     def __init__(self) -> None:
         super().__init__()
         self._adaptive: AdaptiveQueue | None = None
         self._newest = False
+        self._stale = False
 
     def arrived(self, flow: Flow, now: float) -> None:
         if self._adaptive is None and isinstance(flow.queue, AdaptiveQueue):
@@ -41,8 +45,8 @@ class _StrictOrder(FlowHeap):
 
     def pick(self, now: float, passed: Collection[Flow] = ()) -> Flow | None:
         adaptive = self._adaptive
-        if adaptive is not None and adaptive.newest_first != self._newest:
-            self._newest = not self._newest
+        if adaptive is not None and (self._stale or adaptive.newest_first != self._newest):
+            self._newest, self._stale = adaptive.newest_first, False
             self._entries[:] = [
                 (self._key(head), number, flow)
                 for _, number, flow in self._entries
@@ -58,6 +62,9 @@ class _StrictOrder(FlowHeap):
         pass
 
     def changed(self, flow: Flow, now: float) -> None:
+        adaptive = self._adaptive
+        if adaptive is not None and adaptive.newest_first != self._newest:
+            self._stale = True
         head = flow.queue.head()
         if head is None:
             self._drop(flow)
