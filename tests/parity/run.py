@@ -21,7 +21,11 @@ from tests.parity import (
     caches,
     configs,
     events,
+    flow_config,
+    flow_controller,
+    flow_eviction,
     flow_fairness,
+    flow_lifecycle,
     flow_saturation,
     handlers,
     hashes,
@@ -46,7 +50,11 @@ RUNNERS: dict[tuple[str, str], Runner] = {
     **handlers.RUNNERS,
     **configs.RUNNERS,
     **load.RUNNERS,
+    **flow_config.RUNNERS,
+    **flow_controller.RUNNERS,
+    **flow_eviction.RUNNERS,
     **flow_fairness.RUNNERS,
+    **flow_lifecycle.RUNNERS,
     **flow_saturation.RUNNERS,
 }
 

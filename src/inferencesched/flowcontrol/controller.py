@@ -42,6 +42,7 @@ Mode = Literal["queue", "legacy"]
 
 _record: Final[Any] = tuple.__new__
 _UNLIMITED: Final = Capacity()
+_DROPPED: Final = "the pool is full (llm-d: system saturated, sheddable request dropped)"
 
 
 @final
@@ -173,7 +174,7 @@ class FlowController:
             template = self._sheddable if item.priority < 0 else self._default
             band = books.make(template.at(item.priority), protected=False)
         if self._legacy and item.priority < 0 and self._gate.level(now) >= 1.0:
-            return self._reject(band, item, QueueOutcome.REJECTED_CAPACITY, "the pool is full", 1.0)
+            return self._reject(band, item, QueueOutcome.REJECTED_CAPACITY, _DROPPED, 1.0)
         if item.deadline is not None and not self._feasible(item, band, now):
             return self._reject(band, item, QueueOutcome.REJECTED_DEADLINE, "its deadline cannot be met", inf)
         victims: list[Ticket] | None = None
