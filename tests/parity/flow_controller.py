@@ -260,25 +260,26 @@ def first_wins(case: Case) -> None:
     gate.at = 1.0
     ticket = controller.submit(QueueItem(request_id="r"), now=0.0)
     assert isinstance(ticket, Ticket)
-    end(controller, gate, ticket, said)
+    end(controller, gate, ticket, said, 60.0)
     before = ticket.outcome
-    for call in inputs["calls"][1:]:
-        end(controller, gate, ticket, call.partition(":")[2])
+    for i, call in enumerate(inputs["calls"][1:]):
+        end(controller, gate, ticket, call.partition(":")[2], 120.0 + i)
         same(before, ticket.outcome, f"the outcome after {call}")
     ended(case["expect"], ticket.outcome)
 
 
-def end(controller: FlowController, gate: Level, ticket: Ticket, how: str) -> None:
+def end(controller: FlowController, gate: Level, ticket: Ticket, how: str, now: float) -> None:
+    """End a request in this way, at a time when its budget of 60 s is spent."""
     match how:
         case "Dispatched":
             gate.at = 0.0
-            controller.step(now=0.0)
+            controller.step(now=now if ticket.outcome is not None else 0.0)
         case "ttl_expired" | "EvictedTTL":
-            controller.step(now=60.0)
+            controller.step(now=now)
         case "context_cancelled" | "EvictedContextCancelled":
-            controller.cancel(ticket, now=60.0)
+            controller.cancel(ticket, now=now)
         case "not_running" | "other" | "EvictedOther" | "RejectedOther" | "RejectedCapacity":
-            controller.shutdown(now=60.0)
+            controller.shutdown(now=now)
         case _:
             raise unknown("end", how)
 
