@@ -3,7 +3,7 @@
 Source of the algorithm: Kubernetes, API Priority and Fairness (shuffle sharding), whose defaults these are.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import log2
 
@@ -11,10 +11,10 @@ import msgspec
 from xxhash import xxh3_128_intdigest
 
 from inferencesched.errors import InvalidInputError, whole_number
-from inferencesched.flowcontrol.flows import QueueItem
+from inferencesched.flowcontrol.flows import Band, QueueItem
 
-#: How many requests of a flow, by id and priority, wait now?
-Waiting = Callable[[str, int], int]
+#: How many requests of a flow, by its id, wait now?
+Waiting = Callable[[str], int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +34,16 @@ class ShuffleSharding:
 
     The same id and seed get the same hand on every machine and in every run. Cost: one hash and ``hand`` look-ups.
 
-    >>> sharding = ShuffleSharding(queues=64, hand=8)
+    >>> from inferencesched.flowcontrol import FlowController
+    >>> controller, sharding = FlowController(), ShuffleSharding(queues=64, hand=8)
     >>> sharding.hand_of("tenant-a")
     (1, 45, 36, 9, 34, 11, 8, 47)
     >>> item = QueueItem(request_id="r-1", flow="tenant-a")
-    >>> sharding.assign(item, waiting=lambda flow, priority: 3 if flow == "shard-1" else 0).flow
-    'shard-45'
+    >>> for _ in range(3):
+    ...     controller.submit(sharding.assign(item, controller.bands), now=0.0)
+    Ticket('r-1' of shard-1:0, waiting)
+    Ticket('r-1' of shard-45:0, waiting)
+    Ticket('r-1' of shard-36:0, waiting)
     """
 
     queues: int = 64
@@ -71,10 +75,15 @@ class ShuffleSharding:
         """Return the flow id of a queue."""
         return f"{self.prefix}{queue}"
 
-    def choose(self, flow: str, priority: int, waiting: Waiting) -> str:
+    def choose(self, flow: str, waiting: Waiting) -> str:
         """Return the flow id of the queue that takes a request: the shortest of its hand."""
-        return min((self.name(queue) for queue in self.hand_of(flow)), key=lambda name: waiting(name, priority))
+        return min(map(self.name, self.hand_of(flow)), key=waiting)
 
-    def assign(self, item: QueueItem, waiting: Waiting) -> QueueItem:
-        """Return the request with the flow id of its queue; its own id is the caller's to keep."""
-        return msgspec.structs.replace(item, flow=self.choose(item.flow, item.priority, waiting))
+    def assign(self, item: QueueItem, bands: Iterable[Band]) -> QueueItem:
+        """Return the request with the flow id of its queue, the shortest in its band; its own id is the caller's to keep.
+
+        `bands` are the controller's (`FlowController.bands`), whose flows are then named by this alone.
+        """
+        flows = next((band.flows for band in bands if band.priority == item.priority), {})
+        chosen = self.choose(item.flow, lambda name: len(flows[name]) if name in flows else 0)
+        return msgspec.structs.replace(item, flow=chosen)
