@@ -26,6 +26,7 @@ from inferencesched.flowcontrol import (
     QueueItem,
     RoundRobin,
     StartTimeFair,
+    TokenCost,
     VirtualTokenCounter,
     WaitMeans,
     jain_index,
@@ -33,6 +34,7 @@ from inferencesched.flowcontrol import (
 from inferencesched.flowcontrol.fairness.attained import _Attained, _ScoreOrder, scaled
 from inferencesched.flowcontrol.fairness.counters import _CounterOrder, _StartTimeOrder
 from inferencesched.flowcontrol.fairness.turns import _DeficitOrder
+from inferencesched.request import Usage
 from tests.flow_traces import Alone, Load, Turnstile, Whole, loads, run, worst
 
 SERVERS = ("s1", "s2", "s3")
@@ -378,6 +380,18 @@ def test_the_longest_prefix_goes_first_while_its_flow_has_a_balance():
     names = [ticket.flow.id for ticket in gone]
     assert names == ["f0"] * 10 + ["f1"] + ["f0"] * 10 + ["f1"]
     assert [ticket.cost for ticket in gone[9:11]] == [10.0, 100.0]
+
+
+@pytest.mark.parametrize(("cached", "counter"), [(0.0, -10.0), (0.5, -55.0), (None, -100.0)])
+def test_the_server_says_what_was_cached(cached, counter):
+    """90 of 100 tokens were expected to be cached, and were: with `cached=0` the charge stands."""
+    band = PriorityBand(0, fairness=DeficitLongestPrefix(lambda ticket: 10.0, quantum=1.0))
+    controller = FlowController(bands=[band], cost=TokenCost(cached=cached))
+    ticket = controller.submit(QueueItem(request_id="r", input_tokens=100), now=0.0)
+    controller.step(now=0.0)
+    assert ticket.cost == 10.0 and ticket.flow.counter == 1.0 - 10.0
+    controller.completed(ticket, Usage(100, 0, 90), now=1.0)
+    assert ticket.flow.counter == 1.0 + counter
 
 
 def test_what_nobody_knows_is_not_cached():

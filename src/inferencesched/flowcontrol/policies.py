@@ -168,15 +168,19 @@ class StrictBands:
 class TokenCost:
     """What does a token cost? ``prompt`` an input token, ``output`` an output token: 1 and 2, as VTC has it.
 
+    ``cached`` is what an input token costs that the server says it had cached; None is as much as any other. Let it be 0 beside
+    `DeficitLongestPrefix`, which charges no cached tokens.
+
     Source: Sheng et al., "Fairness in Serving Large Language Models" (OSDI 2024). A request without any tokens costs 1.
     """
 
     prompt: float = 1.0
     output: float = 2.0
+    cached: float | None = None
 
     def __post_init__(self) -> None:
-        for name, value in (("prompt", self.prompt), ("output", self.output)):
-            if not 0 <= value < float("inf"):
+        for name, value in (("prompt", self.prompt), ("output", self.output), ("cached", self.cached)):
+            if value is not None and not 0 <= value < float("inf"):
                 raise InvalidInputError(name, value, "a finite number of at least 0")
 
     def estimate(self, item: QueueItem) -> float:
@@ -187,4 +191,7 @@ class TokenCost:
         """Return the cost of the tokens that the server counted; what it did not count is as expected."""
         prompt = item.input_tokens if usage.input_tokens is None else usage.input_tokens
         output = item.output_tokens if usage.output_tokens is None else usage.output_tokens
-        return self.prompt * prompt + self.output * output or 1.0
+        cost = self.prompt * prompt + self.output * output
+        if self.cached is not None and usage.cached_tokens:
+            cost += (self.cached - self.prompt) * min(usage.cached_tokens, prompt)
+        return cost or 1.0

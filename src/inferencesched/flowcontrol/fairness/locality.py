@@ -39,7 +39,8 @@ class DeficitLongestPrefix:
     at most, over any time in which both wait: a balance stays above -U and at most at quantum times the weight, and both get
     as many quanta. Whichever of those with a balance is taken does not matter for it.
 
-    What it charges it writes to `Ticket.cost`; for the settlement to agree, let the cost model not count cached tokens either.
+    What it charges it writes to `Ticket.cost`; for the settlement to agree, let the cost model not count cached tokens either:
+    ``TokenCost(cached=0.0)``.
     Inside a flow the band's ordering decides: `LongestPrefix` does there what this does between flows.
     Cost of a pick: ``look`` calls of ``uncached``; O(log F) when a flow's balance changes sign.
     """
