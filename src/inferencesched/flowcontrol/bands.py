@@ -34,6 +34,8 @@ class PriorityBand:
     weights: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.priority, int):  # NaN would be another band each time
+            raise InvalidInputError("priority", self.priority, "an integer")
         self.capacity.checked("capacity")
         for flow, weight in self.weights.items():
             if not (isfinite(weight) and weight > 0):

@@ -173,6 +173,7 @@ class FlowController:
         if band is None:
             template = self._sheddable if item.priority < 0 else self._default
             band = books.make(template.at(item.priority), protected=False)
+            band.idle_since = now
         if self._legacy and item.priority < 0 and self._gate.level(now) >= 1.0:
             return self._reject(band, item, QueueOutcome.REJECTED_CAPACITY, _DROPPED, 1.0)
         if item.deadline is not None and not self._feasible(item, band, now):
@@ -198,16 +199,18 @@ class FlowController:
                 band.fairness.arrived(flow, now)
             elif queue.head() is ticket:
                 band.fairness.changed(flow, now)
+            for victim in victims or ():
+                self._events.append(Displace(victim, ticket, self._rate.retry_after(books.requests, now)))
+                self._evict(victim, QueueOutcome.EVICTED_DISPLACED, now)
         except BaseException:
+            ticket.outcome = QueueOutcome.REJECTED_OTHER
             queue.remove(ticket)
+            band.fairness.changed(flow, now)
             raise
         # nothing below raises: from here on the request is queued
         self._number += 1
         band.totals.add(band.totals.submitted, item)
         self._queued(ticket)
-        for victim in victims or ():
-            self._events.append(Displace(victim, ticket, self._rate.retry_after(books.requests, now)))
-            self._evict(victim, QueueOutcome.EVICTED_DISPLACED, now)
         return ticket
 
     def cancel(self, ticket: Ticket, now: float) -> bool:
@@ -267,12 +270,11 @@ class FlowController:
         """Let nobody in any more, and everybody out who waits; what is in flight may complete. Returns what `step` would."""
         self._turn(now)
         self._closed = True
-        events, self._events = self._events, []
         for band in self._books.ranked():
             while band.oldest is not None:
-                ticket = band.oldest
-                events.append(Expire(ticket, inf))
-                self._evict(ticket, QueueOutcome.EVICTED_SHUTDOWN, now)
+                self._events.append(Expire(band.oldest, inf))
+                self._evict(band.oldest, QueueOutcome.EVICTED_SHUTDOWN, now)
+        events, self._events = self._events, []
         return events
 
     # -- what the servers do -------------------------------------------------------------------------
@@ -329,18 +331,17 @@ class FlowController:
         if not requeue or self._closed or not self._books.fits(band, item):
             self._finish(ticket, QueueOutcome.REVOKED, now)
             return False
-        self._finish(ticket, None, now)
-        ticket.enqueued_at += now - ticket.dispatched_at
-        ticket.dispatched_at, ticket.endpoint = nan, ""
-        row = band.totals.dispatched
-        row[0], row[1], row[2] = row[0] - 1, row[1] - item.size_bytes, row[2] - item.tokens
-        waited_before = len(flow.queue) > 0
-        flow.queue.push(ticket)
-        if waited_before:
-            band.fairness.changed(flow, now)
-        else:
-            band.fairness.arrived(flow, now)
-        self._queued(ticket)
+        try:
+            self._finish(ticket, None, now)
+        finally:  # whatever a policy raises: it waits
+            ticket.enqueued_at += now - ticket.dispatched_at
+            ticket.dispatched_at, ticket.endpoint = nan, ""
+            band.totals.undo(band.totals.dispatched, item)
+            first = not len(flow.queue)
+            flow.queue.push(ticket)
+            self._queued(ticket)
+            told = band.fairness.arrived if first else band.fairness.changed
+            told(flow, now)
         return True
 
     def revoke_failed(self, ticket: Ticket, *, now: float) -> None:
@@ -388,8 +389,6 @@ class FlowController:
         if band is not None:
             band.totals.add(band.totals.submitted, item)
             band.totals.add(band.totals.rejected, item)
-            if not band.flows and not band.requests and band.idle_since == inf:
-                band.idle_since = self._now
         wait = nan if band is None else self._rate.wait(band.requests + 1, self._now)
         return Rejection(item, outcome, retry_after, wait, detail)
 
@@ -439,8 +438,10 @@ class FlowController:
         self._expiry.left(ticket)
         band = flow.band
         band.totals.add(band.totals.evicted, ticket.item)
-        band.fairness.changed(flow, now)
-        self._rest(flow, now)
+        try:
+            band.fairness.changed(flow, now)
+        finally:
+            self._rest(flow, now)
 
     def _rest(self, flow: Flow, now: float) -> None:
         """Note a flow, and a band, of which nothing is left."""
@@ -463,7 +464,7 @@ class FlowController:
         """Give up what was dispatched so long ago that nobody will say how it ended."""
         while self._inflight:
             ticket = next(iter(self._inflight.values()))
-            if now - ticket.dispatched_at < self._inflight_ttl:
+            if ticket.dispatched_at + self._inflight_ttl > now:  # as `next_wakeup` has it, to the last bit
                 return
             events.append(Expire(ticket, inf))
             self._finish(ticket, QueueOutcome.LAPSED, now)

@@ -92,8 +92,7 @@ class Dispatcher:
                 flow = band.fairness.pick(now)
                 head = None if flow is None else flow.queue.head()
                 if head is None:
-                    allowed = f"a flow of which something waits: {band.requests} requests do"
-                    raise PluginError(band.fairness, repr(flow), allowed)
+                    raise self._idle_pick(band, flow)
                 self._dispatch(band, head, events, now)
                 level = gate.level(now)
         return level
@@ -130,12 +129,20 @@ class Dispatcher:
         """Return who goes next of those whose own servers have room, a head a flow; None where there is nobody."""
         while True:
             flow = band.fairness.pick(now, passed)
+            if flow is None and passed:
+                return None
             head = None if flow is None else flow.queue.head()
             if flow is None or head is None:
-                return None
+                raise self._idle_pick(band, flow)
             if self._aware is None or self._aware.admits(head, ceiling, now):
                 return head
             passed.add(flow)
+
+    @staticmethod
+    def _idle_pick(band: Band, flow: Flow | None) -> PluginError:
+        """Return the error of a fairness policy that has forgotten who waits."""
+        allowed = f"a flow of which something waits: {band.requests} requests do"
+        return PluginError(band.fairness, repr(flow), allowed)
 
     def _dispatch(self, band: Band, ticket: Ticket, events: list[Event], now: float) -> None:
         """Let a ticket go."""
@@ -150,11 +157,13 @@ class Dispatcher:
         band.inflight += 1
         band.totals.add(band.totals.dispatched, ticket.item)
         events.append(_record(Dispatch, (ticket,)))
-        if self._reclaimer is not None:
-            self._reclaimer.dispatched(ticket, now)
         try:
             self._gate.dispatched(ticket, now)
-        finally:  # who has gone is charged, whatever a gate raises
-            band.fairness.served(flow, ticket.cost, now)
-        if not self._strict:
-            self._band_policy.served(band, ticket.cost, now)
+        finally:  # whatever one of them raises, the others are told
+            try:
+                band.fairness.served(flow, ticket.cost, now)
+            finally:
+                if not self._strict:
+                    self._band_policy.served(band, ticket.cost, now)
+                if self._reclaimer is not None:
+                    self._reclaimer.dispatched(ticket, now)

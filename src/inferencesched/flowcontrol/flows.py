@@ -274,6 +274,13 @@ class Totals:
         row[1] += item.size_bytes
         row[2] += item.input_tokens + item.output_tokens
 
+    @staticmethod
+    def undo(row: list[int], item: QueueItem) -> None:
+        """Count one request less: it waits again."""
+        row[0] -= 1
+        row[1] -= item.size_bytes
+        row[2] -= item.tokens
+
 
 @final
 class Band:
