@@ -96,6 +96,78 @@ def test_in_one_go_is_one_by_one(pools, weighted, stale, requests, seed):
     single.check()
 
 
+PROMPTS = st.lists(
+    st.tuples(
+        st.integers(0, 3),
+        st.integers(0, 70),
+        st.sampled_from(["tokens", "hashes", "length"]),
+        st.sampled_from(ADAPTERS),
+    ),
+    min_size=2,
+    max_size=14,
+)
+
+
+def prompt(number, said):
+    family, length, how, adapter = said
+    tokens = (np.arange(length) % 41 + 100 * family * (np.arange(length) > 20)).astype(np.uint32)
+    if how == "tokens":
+        return isched.InferenceRequest(request_id=f"r{number}", tokens=tokens, adapter=adapter)
+    if how == "hashes":
+        chain = isched.block_hashes(tokens, 4, seed=3)
+        return isched.InferenceRequest(
+            request_id=f"r{number}", block_hashes=chain, input_tokens=length, adapter=adapter
+        )
+    return isched.InferenceRequest(request_id=f"r{number}", input_tokens=length, adapter=adapter)
+
+
+@given(
+    twins(),
+    st.lists(WEIGHTED, max_size=4),
+    STALE,
+    st.lists(PROMPTS, min_size=1, max_size=3),
+    st.fixed_dictionaries(
+        {
+            "capacity": st.sampled_from([None, 3, 20]),
+            "ttl": st.sampled_from([None, 0.5]),
+            "max_blocks": st.sampled_from([None, 5]),
+            "count_blocks": st.booleans(),
+        }
+    ),
+    st.booleans(),
+    st.integers(0, 2**32),
+)
+def test_in_one_go_is_one_by_one_with_prefixes_too(pools, weighted, stale, bursts, options, leaving, seed):
+    """Three bursts, time and membership in between: the same endpoints, the same books, the same index."""
+    together, single = pools
+    profile = isched.SchedulingProfile(isched.MaxScorePicker(), tuple(weighted))
+    ours, theirs = (isched.ApproximatePrefixProducer(block_size=4, seed=3, **options) for _ in range(2))
+    many, one = (isched.Scheduler(profile, stale=stale, producers=(producer,)) for producer in (ours, theirs))
+    generators = rng(seed), rng(seed)
+    for turn, burst in enumerate(bursts):
+        now = 3.5 + 0.3 * turn
+        requests = [prompt(i, said) for i, said in enumerate(burst)]
+        answers = many.schedule_many(requests, together, now=now, rng=generators[0])
+        for request, answer in zip(requests, answers, strict=True):
+            try:
+                alone = one.schedule_and_reserve(request, single, now=now, rng=generators[1])
+            except isched.RequestRefusedError as refusal:
+                alone = refusal
+            assert type(answer) is type(alone)
+            if isinstance(alone, isched.Reservation):
+                assert (answer.endpoint, answer.tokens, answer.number) == (alone.endpoint, alone.tokens, alone.number)
+        assert together.snapshot().matrix.tobytes() == single.snapshot().matrix.tobytes()
+        assert generators[0].bit_generator.state == generators[1].bit_generator.state
+        assert ours.health() == theirs.health() and ours.index.stats == theirs.index.stats
+        if leaving and len(together.names) > 1:
+            gone = together.names[0]
+            for pool in pools:
+                pool.leave(gone)
+                pool.join("new", address="x:1") if "new" not in pool.names else None
+    ours.index.check()
+    together.check()
+
+
 def booked(count=6, endpoints=3):
     pool = isched.InferencePool(reservation_ttl=10.0)
     for i in range(endpoints):

@@ -33,7 +33,7 @@ LAYERS = (
         "governance.*",
         "observability.*",
     ),
-    ("_folding",),
+    ("_folding", "_running"),
     ("_fusion", "_dependencies"),
     (
         "filters.*",

@@ -3,20 +3,38 @@
 The answer is that of `Scheduler.schedule_and_reserve`, request after request, to the last bit and the last draw.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
-from inferencesched._fusion import FOLD_ROWS, Program, folder
-from inferencesched._typing import BoolArray, IntArray
+from inferencesched._fusion import FOLD_ROWS, Program, folder, single_folder
+from inferencesched._typing import BoolArray, FloatArray, IntArray
 from inferencesched.bookings import Bookings
 from inferencesched.endpoints import Endpoints
 from inferencesched.errors import finite_time
+from inferencesched.framework import DataProducer
 from inferencesched.pool import InferencePool
+from inferencesched.prefix.producer import ApproximatePrefixProducer
 from inferencesched.request import InferenceRequest
 from inferencesched.staleness import StalePolicy
 
 
+def foldable(
+    compiled: bool, program: Program, producers: Sequence[DataProducer[Any]]
+) -> tuple[Program, ApproximatePrefixProducer | None] | None:
+    """Return what `folded` takes for a profile: its program, and its one producer; None where it cannot be folded."""
+    if not compiled or len(producers) > 1:
+        return None
+    if not producers:
+        return program, None
+    (producer,) = producers
+    return (program, producer) if isinstance(producer, ApproximatePrefixProducer) else None
+
+
 def folded(
     program: Program,
+    prefixes: ApproximatePrefixProducer | None,
     stale: StalePolicy,
     requests: tuple[InferenceRequest, ...],
     pool: InferencePool,
@@ -25,7 +43,8 @@ def folded(
 ) -> Bookings | None:
     """Decide all and book them; None where somebody may be refused, or excluded: then they go one by one.
 
-    For the scheduler, which holds the pool's lock. Errors: `InvalidInputError` for a time that is none.
+    With a prefix producer each prompt is looked up before its decision, and remembered behind it. For the scheduler, which
+    holds the pool's lock. Errors: `InvalidInputError` for a time that is none, or hashes that are none.
     """
     endpoints = pool.snapshot()
     finite_time(now)
@@ -37,11 +56,49 @@ def folded(
         request.prompt_tokens or 0 if (length := request.input_tokens) is None else length for request in requests
     ]
     masks = _adapters(requests, endpoints, table) if program.loras else program.NO_MASKS
-    matrix, fold, at, ties = endpoints.matrix.copy(), folder(), 0, 0
-    while at < len(requests):
-        nth = int(rng.random() * ties) if ties else -1
-        at, ties = fold(matrix, FOLD_ROWS, masks, program.code, table, endpoints.sequence, at, nth)
+    matrix = endpoints.matrix.copy()
+    if prefixes is None:
+        fold, at, ties = folder(), 0, 0
+        while at < len(requests):
+            nth = int(rng.random() * ties) if ties else -1
+            at, ties = fold(matrix, FOLD_ROWS, masks, program.code, table, endpoints.sequence, at, nth)
+    else:
+        _with_prefixes(program, prefixes, requests, endpoints, matrix, masks, table, now, rng)
     return pool.book(requests, table, matrix[FOLD_ROWS[:4]], now=now)
+
+
+def _with_prefixes(
+    program: Program,
+    prefixes: ApproximatePrefixProducer,
+    requests: tuple[InferenceRequest, ...],
+    endpoints: Endpoints,
+    matrix: FloatArray,
+    masks: BoolArray,
+    table: IntArray,
+    now: float,
+    rng: np.random.Generator,
+) -> None:
+    """Decide one after the other, each prompt looked up before and remembered behind; write matrix and table."""
+    fold, code, sequence, slots = single_folder(), program.code, endpoints.sequence, endpoints.slots
+    size = prefixes.block_size
+    with prefixes.sitting(endpoints, now) as sitting:
+        owned = sitting.owned
+        for k, request in enumerate(requests):
+            hashes = sitting.look_up(request)
+            blocks = -1 if hashes is None else len(hashes)
+            depths = sitting.depths
+            place, ties, hit = fold(
+                matrix, FOLD_ROWS, masks, code, table, depths, slots, owned, blocks, size, sequence, k, -1
+            )
+            if ties > 1:
+                nth = int(rng.random() * ties)
+                place, _, hit = fold(
+                    matrix, FOLD_ROWS, masks, code, table, depths, slots, owned, blocks, size, sequence, k, nth
+                )
+            if hashes is not None:
+                if blocks:
+                    sitting.count(hit=hit)
+                sitting.remember(hashes, place)
 
 
 def _adapters(requests: tuple[InferenceRequest, ...], endpoints: Endpoints, table: IntArray) -> BoolArray:

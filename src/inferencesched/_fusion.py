@@ -51,7 +51,13 @@ PICKED_ROW: Final = ROW(LAST_PICKED)
 PREFIX_TOKENS_ROW: Final = ROW(PREFIX_TOKENS)
 #: What a booking changes, and what of a prompt an endpoint has.
 FOLD_ROWS: Final = np.array(
-    [*map(ROW, (INFLIGHT_REQUESTS, INFLIGHT_TOKENS, CONTEXT_TOKENS)), PICKED_ROW, PREFIX_TOKENS_ROW], dtype=np.int64
+    [
+        *map(ROW, (INFLIGHT_REQUESTS, INFLIGHT_TOKENS, CONTEXT_TOKENS)),
+        PICKED_ROW,
+        PREFIX_TOKENS_ROW,
+        ROW(PREFIX_MATCH),
+    ],
+    dtype=np.int64,
 )
 FOLD_ROWS.setflags(write=False)
 
@@ -117,6 +123,17 @@ def folder() -> Callable[[FloatArray, IntArray, BoolArray, FloatArray, IntArray,
     """Return `profile.fold` as machine code that looks at its arrays where they lie."""
     table, masks = _tables()
     return lent(profile.fold, np.empty((0, 0)), FOLD_ROWS, masks, table, np.empty((0, 5), dtype=np.int64), 0, 0, 0)
+
+
+@cache
+def single_folder() -> Callable[..., tuple[int, int, bool]]:
+    """Return `profile.fold_one` as machine code that looks at its arrays where they lie."""
+    table, masks = _tables()
+    slots = np.empty(0, dtype=np.intp)
+    slots.setflags(write=False)
+    depths, requests = np.empty(0, dtype=np.int32), np.empty((0, 5), dtype=np.int64)
+    some = (depths, slots, np.empty(0, dtype=np.bool_))
+    return lent(profile.fold_one, np.empty((0, 0)), FOLD_ROWS, masks, table, requests, *some, 0, 0, 0, 0, 0)
 
 
 def _tables() -> tuple[FloatArray, BoolArray]:

@@ -14,15 +14,14 @@ from typing import Any, Final, final
 import numpy as np
 
 from inferencesched._dependencies import in_order, plugins_of
-from inferencesched._folding import folded
-from inferencesched._fusion import PICKED_ROW, PREFIX_TOKENS_ROW, Program, decider, folder, weigher
+from inferencesched._folding import foldable, folded
+from inferencesched._fusion import PICKED_ROW, PREFIX_TOKENS_ROW, Program, decider, folder, single_folder, weigher
+from inferencesched._running import ProfileRunner, record
 from inferencesched.endpoints import Endpoints
 from inferencesched.errors import (
     FilteredOutError,
-    FilterError,
     InvalidInputError,
     NoEndpointsError,
-    PickError,
     PluginError,
     ProduceError,
     RequestRefusedError,
@@ -34,9 +33,7 @@ from inferencesched.framework import (
     CycleState,
     DataProducer,
     DecisionListener,
-    Filter,
     OutcomeListener,
-    Picker,
     ProfileHandler,
     ProfileResult,
     SchedulingProfile,
@@ -55,8 +52,6 @@ from inferencesched.staleness import StalePolicy
 
 DEFAULT_PROFILE: Final = "default"
 
-#: What `Target(...)` does, without what Python spends on matching arguments to names: twice as fast.
-_record: Final[Any] = tuple.__new__
 _NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 
 
@@ -70,47 +65,6 @@ def default_profile() -> SchedulingProfile:
             WeightedScorer(KvCacheUtilizationScorer(), 2.0),
         ),
     )
-
-
-def kept_by(plugin: Filter, request: InferenceRequest, endpoints: Endpoints, cycle: CycleState) -> Endpoints:
-    """Return what one filter keeps; `FilterError` if it does not answer ``bool[E]``."""
-    keep = plugin.filter(request, endpoints, cycle)
-    if not isinstance(keep, np.ndarray) or keep.dtype != np.bool_ or keep.shape != (len(endpoints),):
-        what = f"{keep.dtype}{list(keep.shape)}" if isinstance(keep, np.ndarray) else f"a {type(keep).__name__}"
-        raise FilterError(plugin, what, f"bool[{len(endpoints)}]")
-    return endpoints.where(keep)
-
-
-class ProfileRunner:
-    """How does one profile decide? Filters, then the fused scores, then the picker.
-
-    ``compiled`` says that all of it is one call of one kernel.
-    """
-
-    __slots__ = ("_max_score", "compiled", "profile", "program")
-
-    def __init__(self, profile: SchedulingProfile) -> None:
-        self.profile = profile
-        self.program = Program(profile.scorers)
-        self._max_score = type(profile.picker) is MaxScorePicker and profile.picker.count == 1
-        self.compiled = self._max_score and not profile.filters and self.program.fused
-
-    def run(self, request: InferenceRequest, endpoints: Endpoints, cycle: CycleState) -> ProfileResult | None:
-        """Return the targets, best first; None where the filters kept nobody."""
-        for plugin in self.profile.filters:
-            endpoints = kept_by(plugin, request, endpoints, cycle)
-            if not len(endpoints):
-                return None
-        if self._max_score:
-            program = self.program
-            best, ties, total, tokens = program.decide(request, endpoints, cycle, 0)
-            if ties > 1:
-                best, _, total, tokens = program.decide(request, endpoints, cycle, int(cycle.rng.random() * ties))
-            return ProfileResult((_target(endpoints, best, total, tokens),))
-        totals = self.program.totals(request, endpoints, cycle)
-        picks = self.profile.picker.pick(totals, endpoints, cycle)
-        check_picks(self.profile.picker, picks, len(endpoints))
-        return ProfileResult(tuple(target_at(request, endpoints, i, float(totals[i])) for i in picks.tolist()))
 
 
 @final
@@ -187,6 +141,9 @@ class Scheduler:
         self._compiled: tuple[str, Program, Callable[..., tuple[int, int, float, int]]] | None = None
         if self._alone is not None and not self.producers and self._alone[1].compiled:
             self._compiled = (self._alone[0], self._alone[1].program, decider())
+        self._batched = (
+            None if self._alone is None else foldable(self._alone[1].compiled, self._alone[1].program, self.producers)
+        )
 
     def schedule(
         self,
@@ -220,9 +177,9 @@ class Scheduler:
                 best, _, total, owed = decide(matrix, extra, masks, code, tokens, PICKED_ROW, PREFIX_TOKENS_ROW, nth)
             at = best if endpoints.positions is None else endpoints.positions[best]
             endpoint, (slot, generation), address = endpoints.members.identities[at]
-            target = _record(Target, (endpoint, slot, generation, total, owed, address))
-            profiles = {name: _record(ProfileResult, ((target,),))}
-            return _record(SchedulingResult, (request, name, profiles, endpoints.version, (), _NO_HEADERS))  # type: ignore[no-any-return]
+            target = record(Target, (endpoint, slot, generation, total, owed, address))
+            profiles = {name: record(ProfileResult, ((target,),))}
+            return record(SchedulingResult, (request, name, profiles, endpoints.version, (), _NO_HEADERS))  # type: ignore[no-any-return]
         if not len(endpoints):
             raise NoEndpointsError(f"no endpoint for request {request.request_id!r}: the pool is empty")
         cycle = CycleState(now, rng, endpoints.sequence)
@@ -248,7 +205,7 @@ class Scheduler:
         A compiled profile's kernels, and those that a profile falls back to. `inferencesched.warmup` does so for all
         that a gateway may use. Cost: seconds the first time on a machine, milliseconds from the disk cache.
         """
-        for compile_ in (decider, weigher, folder):
+        for compile_ in (decider, weigher, folder, single_folder):
             compile_()
 
     def reserve(self, result: SchedulingResult, pool: InferencePool, *, now: float) -> Reservation:
@@ -351,8 +308,8 @@ class Scheduler:
         """
         answers: list[Reservation | RequestRefusedError] = []
         with pool.lock:
-            if self._compiled is not None and len(requests) > 1:
-                bookings = folded(self._compiled[1], self.stale, tuple(requests), pool, now, rng)
+            if self._batched is not None and len(requests) > 1:
+                bookings = folded(*self._batched, self.stale, tuple(requests), pool, now, rng)
                 if bookings is not None:
                     return bookings
             try:
@@ -468,31 +425,6 @@ class Scheduler:
         return result
 
 
-def target_at(request: InferenceRequest, endpoints: Endpoints, position: int, score: float) -> Target:
-    """Return the picked position as a record that outlives the snapshot."""
-    tokens = request.prompt_tokens or 0
-    if tokens:
-        matched = endpoints.matrix.item(PREFIX_TOKENS_ROW, position)
-        if matched == matched:  # unknown is NaN: then all of it must be computed
-            tokens = max(0, tokens - int(matched))
-    return _target(endpoints, position, score, tokens)
-
-
-def _target(endpoints: Endpoints, position: int, score: float, tokens: int) -> Target:
-    name, (slot, generation), address = endpoints.identity(position)
-    return _record(Target, (name, slot, generation, score, tokens, address))  # type: ignore[no-any-return]
-
-
 def _hears(listener: OutcomeListener[Any], receipt: object, reservation: Reservation) -> Callable[[Settlement], None]:
     """Return what tells a listener how a reservation ended, with what it noted when that was made."""
     return lambda settlement: listener.settled(receipt, settlement, reservation.slot)
-
-
-def check_picks(picker: Picker, picks: object, count: int) -> None:
-    """Raise `PickError` unless these are distinct positions of ``count`` candidates, at least one."""
-    allowed = f"distinct positions below {count}, at least one, as an integer array"
-    if not isinstance(picks, np.ndarray) or picks.ndim != 1 or picks.dtype.kind != "i" or not len(picks):
-        raise PickError(picker, repr(picks), allowed)
-    positions = picks.tolist()  # a list: picks are few, and numpy's verbs would cost more than the decision
-    if min(positions) < 0 or max(positions) >= count or len(set(positions)) != len(positions):
-        raise PickError(picker, repr(positions), allowed)

@@ -9,7 +9,7 @@ import numpy as np
 
 from inferencesched._kernels import scoring
 from inferencesched._kernels._compile import kernel
-from inferencesched._typing import BoolArray, FloatArray, IntArray
+from inferencesched._typing import BoolArray, DepthArray, FloatArray, IndexArray, IntArray
 
 #: What an op of a program computes; the twin of each is the scorer named.
 EXTRA, INVERSE_MINMAX, COMPLEMENT, PREFIX, TOKEN_LOAD, ACTIVE, LORA, COLUMN = range(8)
@@ -139,6 +139,67 @@ def decide(
 
 
 @kernel
+def fold_one(
+    matrix: FloatArray,
+    rows: IntArray,
+    masks: BoolArray,
+    program: FloatArray,
+    requests: IntArray,
+    depths: DepthArray,
+    slots: IndexArray,
+    owned: BoolArray,
+    blocks: int,
+    block_size: int,
+    sequence: int,
+    k: int,
+    nth: int,
+) -> tuple[int, int, bool]:
+    """Decide and book request `k` as `fold` does, with what a prefix index says of its prompt.
+
+    depths int32[slots] blocks that each slot holds of the prompt's `blocks` (-1: unknown), of `block_size` tokens; an endpoint
+    has its slot's where `owned`. The columns of the match (``rows[5]``) and its tokens are written first. Returns the
+    position, how many are tied for it (then nothing is booked unless `nth` is their draw), and whether anybody holds any.
+    """
+    hit = False
+    for i in range(matrix.shape[1]):
+        if blocks < 0:
+            matrix[rows[5], i] = np.nan
+            matrix[rows[4], i] = np.nan
+        else:
+            held = float(depths[slots[i]]) if owned[i] else 0.0
+            hit |= held > 0.0
+            matrix[rows[5], i] = held / max(1, blocks)
+            matrix[rows[4], i] = held * block_size
+    best, ties = book_best(matrix, rows, masks, program, requests, sequence, k, nth)
+    return best, ties, hit
+
+
+@kernel
+def book_best(
+    matrix: FloatArray,
+    rows: IntArray,
+    masks: BoolArray,
+    program: FloatArray,
+    requests: IntArray,
+    sequence: int,
+    k: int,
+    nth: int,
+) -> tuple[int, int]:
+    """Decide request `k` and book it, unless its choice is tied and `nth` is no draw; return the position, and how many tie."""
+    totals = weighed(matrix, np.empty((0, 0)), masks, requests[k, 1], program, float(requests[k, 0]))
+    best, ties = best_of(totals, matrix[rows[3]], nth)
+    if ties > 1 and nth < 0:
+        return best, ties
+    computed = owed(matrix, rows[4], best, requests[k, 0])
+    requests[k, 2], requests[k, 3], requests[k, 4] = best, computed, int(matrix[rows[3], best])
+    matrix[rows[0], best] += 1.0
+    matrix[rows[1], best] += computed
+    matrix[rows[2], best] += requests[k, 0]
+    matrix[rows[3], best] = sequence + k
+    return best, 1
+
+
+@kernel
 def fold(
     matrix: FloatArray,
     rows: IntArray,
@@ -152,21 +213,13 @@ def fold(
     """Decide and book request after request, each seeing those before it.
 
     matrix float64[S, E] is what scorers see, and written to; `rows` are those of requests, tokens, context, last picked,
-    prefix tokens. requests int64[N, 5] holds prompt tokens and adapter, and gets position, tokens owed, and when the
+    prefix tokens (and prefix match). requests int64[N, 5] holds prompt tokens and adapter, and gets position, tokens owed, and when the
     endpoint was picked before. Begins at `start`, its tie broken by `nth`; stops at a request whose choice is tied and has
     to be drawn. Returns where it stopped (N at the end) and among how many.
     """
-    extra = np.empty((0, 0))
     for k in range(start, requests.shape[0]):
-        totals = weighed(matrix, extra, masks, requests[k, 1], program, float(requests[k, 0]))
-        best, ties = best_of(totals, matrix[rows[3]], nth)
-        if ties > 1 and nth < 0:
+        _, ties = book_best(matrix, rows, masks, program, requests, sequence, k, nth)
+        if ties > 1:
             return k, ties
         nth = -1
-        computed = owed(matrix, rows[4], best, requests[k, 0])
-        requests[k, 2], requests[k, 3], requests[k, 4] = best, computed, int(matrix[rows[3], best])
-        matrix[rows[0], best] += 1.0
-        matrix[rows[1], best] += computed
-        matrix[rows[2], best] += requests[k, 0]
-        matrix[rows[3], best] = sequence + k
     return requests.shape[0], 0

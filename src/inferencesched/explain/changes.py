@@ -11,13 +11,14 @@ from typing import Any, Final
 import numpy as np
 
 from inferencesched._fusion import plain_scores, plain_totals
+from inferencesched._running import check_picks, kept_by, target_at
 from inferencesched._typing import FloatArray
 from inferencesched.endpoints import Endpoints, Signal
 from inferencesched.errors import PluginError, RequestRefusedError
 from inferencesched.explain.record import Change
 from inferencesched.framework import CycleState, DataProducer, ProfileResult, Reader
 from inferencesched.request import InferenceRequest
-from inferencesched.scheduler import Scheduler, check_picks, kept_by, target_at
+from inferencesched.scheduler import Scheduler
 
 #: What can only be counted: a change of it is a whole number.
 COUNTED: Final = frozenset({"requests", "tokens", "blocks", "adapters", "rank", "flag", "commits"})

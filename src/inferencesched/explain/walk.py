@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from inferencesched._fusion import plain_scores, plain_totals
+from inferencesched._running import check_picks, kept_by, target_at
 from inferencesched._typing import BoolArray, FloatArray
 from inferencesched.endpoints import LAST_PICKED, Endpoints, Signal
 from inferencesched.errors import FilteredOutError, InvalidInputError, UnknownNameError
@@ -29,7 +30,7 @@ from inferencesched.framework import (
 )
 from inferencesched.pickers.score import MaxScorePicker
 from inferencesched.request import InferenceRequest
-from inferencesched.scheduler import Scheduler, check_picks, kept_by, target_at
+from inferencesched.scheduler import Scheduler
 
 
 class Stage(NamedTuple):

@@ -5,13 +5,14 @@ recently used first out. `inferencesched.prefix.precise` learns from the engines
 """
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from secrets import randbits
 from typing import NamedTuple, final
 
 import numpy as np
 
-from inferencesched._typing import FloatArray, HashArray, IntArray
+from inferencesched._typing import BoolArray, DepthArray, FloatArray, HashArray, IntArray
 from inferencesched.endpoints import KV_BLOCK_SIZE, KV_BLOCKS, PREFIX_MATCH, PREFIX_TOKENS, Endpoints, Signal
 from inferencesched.errors import InvalidInputError, whole_number
 from inferencesched.framework import CycleState, Produced
@@ -162,18 +163,14 @@ class ApproximatePrefixProducer:
         endpoints, position = receipt.endpoints, receipt.position(slot)
         with self._lock:
             self._forget_old(now)
-            if self._stays.claim(slot, int(endpoints.generations[position])):
-                self.index.clear(slot)
-                self._limits.pop(slot, None)
-                if self._recency is not None:
-                    self._recency.forget(slot)
-            if len(self._stays) > self.index.endpoints:
-                self.index.grow(len(self._stays))
-            if self.index.capacity is not None:
-                self._keep_limit(slot, endpoints, position)
-            self.index.insert(slot, receipt.hashes)
-            if self._recency is not None:
-                self._recency.touch(slot, receipt.hashes, now)
+            self._remember(receipt.hashes, slot, int(endpoints.generations[position]), endpoints, position, now)
+
+    @contextmanager
+    def sitting(self, endpoints: Endpoints, now: float) -> Iterator["PrefixSitting"]:
+        """Look up and remember many prompts in turn, at one time and with the lock taken once: for `Scheduler.schedule_many`."""
+        with self._lock:
+            self._forget_old(now)
+            yield PrefixSitting(self, endpoints, now)
 
     def feedback(self, receipt: PrefixReceipt, slot: int, cached_tokens: int) -> None:
         """What had the server cached of this prompt, by its own word (``cached_tokens`` of its response)?
@@ -219,6 +216,23 @@ class ApproximatePrefixProducer:
         owned = self._stays.current(slots, endpoints.generations)
         return np.where(owned, depth[np.where(owned, slots, 0)], 0).astype(np.int64)
 
+    def _remember(
+        self, hashes: HashArray, slot: int, generation: int, endpoints: Endpoints, position: int, now: float
+    ) -> None:
+        """Note that the prompt went to a slot; what another endpoint held there is forgotten."""
+        if self._stays.claim(slot, generation):
+            self.index.clear(slot)
+            self._limits.pop(slot, None)
+            if self._recency is not None:
+                self._recency.forget(slot)
+        if len(self._stays) > self.index.endpoints:
+            self.index.grow(len(self._stays))
+        if self.index.capacity is not None:
+            self._keep_limit(slot, endpoints, position)
+        self.index.insert(slot, hashes)
+        if self._recency is not None:
+            self._recency.touch(slot, hashes, now)
+
     def _forget_old(self, now: float) -> None:
         if self._recency is not None:
             for slot, blocks in self._recency.expire(now):
@@ -239,3 +253,43 @@ class ApproximatePrefixProducer:
         if self._limits.get(slot) != (most, used):
             self._limits[slot] = (most, used)
             self.index.limit(slot, used)
+
+
+@final
+class PrefixSitting:
+    """Which endpoints hold each of many prompts, looked up and remembered in turn? Made by `ApproximatePrefixProducer.sitting`.
+
+    ``depths`` int32[slots] is what the last `look_up` found, ``owned`` bool[E] whose slot's blocks are its own: what an
+    endpoint holds is ``depths[slot]`` where it owns them, else 0.
+    """
+
+    __slots__ = ("_endpoints", "_generations", "_now", "_producer", "_slots", "depths", "owned")
+
+    def __init__(self, producer: ApproximatePrefixProducer, endpoints: Endpoints, now: float) -> None:
+        self._producer = producer
+        self._endpoints = endpoints
+        self._now = now
+        self._slots: list[int] = endpoints.slots.tolist()
+        self._generations: list[int] = endpoints.generations.tolist()
+        self.owned: BoolArray = producer._stays.current(endpoints.slots, endpoints.generations).copy()
+        self.depths: DepthArray = np.zeros(producer.index.endpoints, dtype=np.int32)
+
+    def look_up(self, request: InferenceRequest) -> HashArray | None:
+        """Fill ``depths``; return the prompt's hashes, None where nobody knows them: then nothing is filled."""
+        hashes = self._producer.hashes(request)
+        if hashes is not None:
+            self._producer.index.match(hashes, self.depths)
+        return hashes
+
+    def count(self, *, hit: bool) -> None:
+        """Count one lookup, of a prompt with at least one block."""
+        self._producer._lookups.count(hit=hit)
+
+    def remember(self, hashes: HashArray, position: int) -> None:
+        """Note that a prompt went to the endpoint at a position."""
+        slot, producer = self._slots[position], self._producer
+        producer._remember(hashes, slot, self._generations[position], self._endpoints, position, self._now)
+        if not self.owned[position]:
+            self.owned[position] = True
+            if producer.index.endpoints != len(self.depths):
+                self.depths = np.zeros(producer.index.endpoints, dtype=np.int32)
