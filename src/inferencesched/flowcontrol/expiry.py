@@ -34,9 +34,9 @@ class ExpiryHeap:
             entries = self._entries
             if 2 * self._left > len(entries) + 64:
                 self._left = 0
-                entries[:] = [
-                    entry for entry in entries if entry[2].outcome is None and entry[0] == entry[2].expires_at
-                ]
+                # one each: who was taken back, and expires at the same time as before, has two
+                waiting = {e[1]: e for e in entries if e[2].outcome is None and e[0] == e[2].expires_at}
+                entries[:] = waiting.values()
                 heapify(entries)
 
     def any_due(self, now: float) -> bool:
