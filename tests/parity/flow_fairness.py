@@ -157,12 +157,12 @@ def global_strict(case: Case) -> None:
     queues, expect = case["inputs"]["queues"] or (), case["expect"]
     bench = Bench(policy_named("global-strict-fairness-policy", "fairness-policy"))
     try:
-        for each in sorted(queues, key=lambda each: each.get("head_enqueue_s", 0.0)):
-            name = each["ordering"]
+        for each in sorted(queues, key=lambda each: each.get("head_enqueue_s") or 0.0):
+            name = each.get("ordering", "enqueue_time_ns_asc")
             flow = Flow(each["flow"], bench.band, (None if name is None else By(name)).queue(), 1.0)  # type: ignore[union-attr]
             bench.band.flows[flow.id] = flow
             for later in range(each["len"]):
-                at = each.get("head_enqueue_s", 0.0) + later
+                at = (each.get("head_enqueue_s") or 0.0) + later
                 bench.add(flow, at, size_bytes=each.get("head_bytes", 0))
         got, error = bench.pick(), None
     except TypeError:
@@ -182,7 +182,7 @@ def las(case: Case) -> None:
         params.get("half_life_s", usual.half_life),
     )
     bench = Bench(policy)
-    for each in case["inputs"]["flows"]:
+    for each in case["inputs"]["flows"] or ():
         flow = bench.flow(each["id"])
         if each.get("service"):
             bench.band.fairness.settled(flow, each["service"], NOW - each.get("service_age_s", 0.0))
@@ -286,14 +286,13 @@ def jain(case: Case) -> None:
             raise Mismatch(f"an index in {expect['index_in']}", got)
 
 
-#: What llm-d's words for settings are called here.
-SETTINGS = {
-    "lasWeightService": "las_weight_service",
-    "lasWeightHeadWait": "las_weight_head_wait",
-    "lasHalfLifeSeconds": "las_half_life_seconds",
-    "evictionTtlSeconds": "eviction_ttl_seconds",
-    "evictionSweepSeconds": "eviction_sweep_seconds",
-}
+#: What settings are called: by llm-d, by the vectors, and here.
+SETTINGS = (
+    ("lasWeightService", "weight_service", "las_weight_service"),
+    ("lasWeightHeadWait", "weight_head_wait", "las_weight_head_wait"),
+    ("lasHalfLifeSeconds", "half_life_s", "las_half_life_seconds"),
+    ("evictionTtlSeconds", "eviction_ttl_s", "eviction_ttl_seconds"),
+)
 
 
 def las_config(case: Case) -> None:
@@ -312,11 +311,11 @@ def las_config(case: Case) -> None:
         raise Mismatch("a refusal", built)
     assert spec.read is not None
     read = spec.read(built)
-    got = {"name": case["inputs"].get("name", spec.name), "type": spec.name}
-    for theirs, ours in SETTINGS.items():
-        got |= {theirs: getattr(read, ours), ours: getattr(read, ours)}
-    got |= {"strategy": read.strategy, "evictionSweepSeconds": parameters.eviction_sweep_seconds}
-    got["eviction_sweep_seconds"] = parameters.eviction_sweep_seconds
+    got = {"name": case["inputs"].get("name", spec.name), "type": spec.name, "strategy": read.strategy}
+    for names in SETTINGS:
+        got |= dict.fromkeys(names, getattr(read, names[-1]))
+    sweep = parameters.eviction_sweep_seconds
+    got |= dict.fromkeys(("evictionSweepSeconds", "eviction_sweep_s", "eviction_sweep_seconds"), sweep)
     for key, value in expect.items():
         if key == "valid":
             continue
@@ -344,9 +343,16 @@ def item_of(said: Mapping[str, Any] | None) -> tuple[QueueItem, float] | None:
 
 
 def _slo(headers: Mapping[str, str]) -> float | None:
-    """Read the objective as a gateway does: what cannot be read, or does not fit an int64 of nanoseconds, is none."""
+    """Read the objective as a gateway does: what is no number, below 0, or more nanoseconds than an int64 holds is none.
+
+    Here an objective is above 0; 0 becomes what is less than any difference of times.
+    """
+    lower = {name.lower(): value for name, value in headers.items()}
+    said = (lower.get("x-llm-d-slo-ttft-ms") or lower.get("x-slo-ttft-ms") or "").strip()
+    if said.lstrip("+").isdigit() and int(said) == 0:
+        return 1e-12
     try:
-        found = objectives_of({name.lower(): value for name, value in headers.items()}).ttft
+        found = objectives_of(lower).ttft
     except InvalidInputError:
         return None
     return found if found is not None and found * 1e9 < 2**63 else None
