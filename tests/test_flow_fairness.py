@@ -262,6 +262,77 @@ def test_parameters_are_checked(make, parameter):
     assert caught.value.parameter == parameter
 
 
+# --- deficit round robin -------------------------------------------------------------------------------------------------
+
+
+class PlainDeficit:
+    """The textbook's rounds, one turn after the other; who has given up leaves when its turn comes."""
+
+    def __init__(self, quantum):
+        self.quantum = quantum
+        self.turns = []
+        self.saved = {}
+
+    def arrived(self, flow, now):
+        self.saved[flow] = 0.0
+        if flow not in self.turns:
+            self.turns.append(flow)
+            if len(self.turns) == 1:
+                self.begin()
+
+    def begin(self):
+        if self.turns:
+            self.saved[self.turns[0]] += self.quantum * self.turns[0].weight
+
+    def pick(self, now, passed=()):
+        while self.turns:
+            flow = self.turns[0]
+            head = flow.queue.head()
+            if head is not None and head.cost <= self.saved[flow]:
+                return flow
+            self.turns.pop(0)
+            if head is not None:
+                self.turns.append(flow)
+            self.begin()
+        return None
+
+    def served(self, flow, cost, now):
+        self.saved[flow] -= cost
+        if flow.queue.head() is None:
+            self.turns.pop(0)
+            self.begin()
+
+    def changed(self, flow, now):
+        if flow.queue.head() is None:
+            self.saved[flow] = 0.0
+
+    def settled(self, flow, correction, now):
+        if flow.queue.head() is not None:
+            self.saved[flow] -= correction
+
+
+@pytest.mark.parametrize("quantum", [0.25, 8.0])
+@given(load=loads(settled=True))
+def test_skipped_rounds_are_the_textbooks_rounds(quantum, load):
+    assert run(load, DeficitRoundRobin(quantum)) == run(load, Broken(PlainDeficit, (quantum,)))
+
+
+@given(load=loads())
+def test_the_least_counter_and_the_least_start_tag_go(load):
+    """Heaps with entries that have become void, against looking at everybody."""
+
+    def least(value):
+        def check(drive, waiting):
+            if waiting:
+                picked = drive.order.pick(drive.now)
+                assert value(picked) == min(value(drive.flows[i]) for i in waiting)
+
+        return check
+
+    run(load, VirtualTokenCounter(), check=least(lambda flow: flow.counter))
+    run(load, StartTimeFair(), check=least(lambda flow: flow.tag))
+
+
 # --- global strict -----------------------------------------------------------------------------------------------
 
 
