@@ -17,7 +17,9 @@ class VirtualTokenCounter:
 
     Bounds, with C the greatest charge and w the least weight: counters of flows that wait differ by C / w at most, services
     by 2 C / w over any time in which both wait; with estimates that are wrong by E at most, and K requests in flight, by
-    2 (C + K E) / w. Who is charged at completion alone has no such bound: it grows with what is in flight.
+    2 (C + K E) / w. That last one is proved for flows that do not come back while requests of their own are in flight: what these
+    are then given back comes on top of the lift, K E / w at most; no trace that was tried has got there. Who is charged at
+    completion alone has no such bound: it grows with what is in flight.
 
     Source: Sheng et al., "Fairness in Serving Large Language Models" (OSDI 2024).
     """
