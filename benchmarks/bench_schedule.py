@@ -172,6 +172,56 @@ def bench_schedule_many_and_settle(benchmark, count):
     pool.check()
 
 
+# -- a burst with a prefix index ------------------------------------------------------------------------------------
+
+PREFIXED = tuple(isched.WeightedScorer(scorer, weight) for scorer, weight in SCORERS[:3])
+
+
+def shared_prompts(count, rng):
+    """Prompts of 64 blocks, the first half of each one of 40: chat with long system prompts."""
+    heads = [rng.integers(0, 2**63, 32, dtype=np.uint64) for _ in range(40)]
+    chains = [np.concatenate([heads[i % 40], rng.integers(0, 2**63, 32, dtype=np.uint64)]) for i in range(count)]
+    return [isched.InferenceRequest(request_id="bench", block_hashes=chain, input_tokens=4096) for chain in chains]
+
+
+@pytest.mark.benchmark(group="schedule_many with a prefix index, a burst of 256 at 64 endpoints")
+def bench_schedule_many_with_prefixes(benchmark):
+    """At most 1.3 times a match, an insertion and 1 us a request: see the next."""
+    pool, _, rng = everyday_pool(64)
+    producer = isched.ApproximatePrefixProducer(block_size=64, capacity=100_000, seed=1)
+    scheduler = isched.Scheduler(isched.SchedulingProfile(isched.MaxScorePicker(), PREFIXED), producers=(producer,))
+    scheduler.schedule_many(shared_prompts(2000, rng), pool, now=0.5, rng=rng)
+    benchmark.extra_info["requests"] = 256
+    benchmark.pedantic(
+        lambda burst: scheduler.schedule_many(burst, pool, now=0.5, rng=rng),
+        setup=lambda: ((shared_prompts(256, rng),), {}),
+        rounds=60,
+        warmup_rounds=3,
+    )
+    producer.index.check()
+
+
+@pytest.mark.benchmark(group="schedule_many with a prefix index, a burst of 256 at 64 endpoints")
+def bench_match_and_insert_alone(benchmark):
+    """The same prompts, matched and inserted in turn by `PrefixIndex` itself."""
+    rng = np.random.default_rng(7)
+    index, depths = isched.PrefixIndex(64, 100_000), np.empty(64, dtype=np.int32)
+
+    def burst(chains):
+        for i, chain in enumerate(chains):
+            index.match(chain, depths)
+            index.insert(i % 64, chain)
+
+    burst([request.block_hashes for request in shared_prompts(2000, rng)])
+    benchmark.extra_info["requests"] = 256
+    benchmark.pedantic(
+        burst,
+        setup=lambda: (([request.block_hashes for request in shared_prompts(256, rng)],), {}),
+        rounds=60,
+        warmup_rounds=3,
+    )
+
+
 # -- the reference benchmark's profile ------------------------------------------------------------------------------
 
 REFERENCE_SIZES = (5, 25, 100, 1000)

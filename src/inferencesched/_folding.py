@@ -82,23 +82,31 @@ def _with_prefixes(
     fold, code, sequence, slots = single_folder(), program.code, endpoints.sequence, endpoints.slots
     size = prefixes.block_size
     with prefixes.sitting(endpoints, now) as sitting:
-        owned = sitting.owned
-        for k, request in enumerate(requests):
-            hashes = sitting.look_up(request)
-            blocks = -1 if hashes is None else len(hashes)
-            depths = sitting.depths
-            place, ties, hit = fold(
-                matrix, FOLD_ROWS, masks, code, table, depths, slots, owned, blocks, size, sequence, k, -1
-            )
-            if ties > 1:
-                nth = int(rng.random() * ties)
-                place, _, hit = fold(
-                    matrix, FOLD_ROWS, masks, code, table, depths, slots, owned, blocks, size, sequence, k, nth
+        owned, look_up, remember, rows = sitting.owned, sitting.look_up, sitting.remember, FOLD_ROWS
+        settled, places, insert = sitting.settled, sitting.slots, prefixes.index.insert
+        hits: list[bool] = []
+        try:
+            for k, request in enumerate(requests):
+                hashes = look_up(request)
+                blocks = -1 if hashes is None else len(hashes)
+                held = sitting.depths
+                place, ties, hit = fold(
+                    matrix, rows, masks, code, table, held, slots, owned, blocks, size, sequence, k, -1
                 )
-            if hashes is not None:
-                if blocks:
-                    sitting.count(hit=hit)
-                sitting.remember(hashes, place)
+                if ties > 1:
+                    nth = int(rng.random() * ties)
+                    place, _, hit = fold(
+                        matrix, rows, masks, code, table, held, slots, owned, blocks, size, sequence, k, nth
+                    )
+                if hashes is not None:
+                    if blocks:
+                        hits.append(hit)
+                    if place in settled:
+                        insert(places[place], hashes)
+                    else:
+                        remember(hashes, place)
+        finally:
+            sitting.count(hits)
 
 
 def _adapters(requests: tuple[InferenceRequest, ...], endpoints: Endpoints, table: IntArray) -> BoolArray:

@@ -185,8 +185,8 @@ def book_best(
     k: int,
     nth: int,
 ) -> tuple[int, int]:
-    """Decide request `k` and book it, unless its choice is tied and `nth` is no draw; return the position, and how many tie."""
-    totals = weighed(matrix, np.empty((0, 0)), masks, requests[k, 1], program, float(requests[k, 0]))
+    """Decide request `k` and book it (there are no plug-ins without a twin, so any array stands for theirs), unless its choice is tied and `nth` is no draw; return the position, and how many tie."""
+    totals = weighed(matrix, matrix, masks, requests[k, 1], program, float(requests[k, 0]))
     best, ties = best_of(totals, matrix[rows[3]], nth)
     if ties > 1 and nth < 0:
         return best, ties

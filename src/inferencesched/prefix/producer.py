@@ -260,34 +260,54 @@ class PrefixSitting:
     """Which endpoints hold each of many prompts, looked up and remembered in turn? Made by `ApproximatePrefixProducer.sitting`.
 
     ``depths`` int32[slots] is what the last `look_up` found, ``owned`` bool[E] whose slot's blocks are its own: what an
-    endpoint holds is ``depths[slot]`` where it owns them, else 0.
+    endpoint holds is ``depths[slot]`` where it owns them, else 0. ``settled`` are positions whose slot and limit are looked
+    after, which nothing changes meanwhile: there a `PrefixIndex.insert` does all that `remember` would.
     """
 
-    __slots__ = ("_endpoints", "_generations", "_now", "_producer", "_slots", "depths", "owned")
+    __slots__ = (
+        "_endpoints",
+        "_generations",
+        "_now",
+        "_own",
+        "_plain",
+        "_producer",
+        "depths",
+        "owned",
+        "settled",
+        "slots",
+    )
 
     def __init__(self, producer: ApproximatePrefixProducer, endpoints: Endpoints, now: float) -> None:
         self._producer = producer
         self._endpoints = endpoints
         self._now = now
-        self._slots: list[int] = endpoints.slots.tolist()
+        self.slots: list[int] = endpoints.slots.tolist()
         self._generations: list[int] = endpoints.generations.tolist()
         self.owned: BoolArray = producer._stays.current(endpoints.slots, endpoints.generations).copy()
         self.depths: DepthArray = np.zeros(producer.index.endpoints, dtype=np.int32)
+        self.settled: set[int] = set()
+        self._own = producer.max_blocks is None  # are a request's own hashes taken whole?
+        self._plain = producer._recency is None
 
     def look_up(self, request: InferenceRequest) -> HashArray | None:
         """Fill ``depths``; return the prompt's hashes, None where nobody knows them: then nothing is filled."""
-        hashes = self._producer.hashes(request)
+        hashes = request.block_hashes if self._own else None
+        if hashes is None:
+            hashes = self._producer.hashes(request)
         if hashes is not None:
             self._producer.index.match(hashes, self.depths)
         return hashes
 
-    def count(self, *, hit: bool) -> None:
-        """Count one lookup, of a prompt with at least one block."""
-        self._producer._lookups.count(hit=hit)
+    def count(self, hits: list[bool]) -> None:
+        """Count lookups, of prompts with at least one block."""
+        for hit in hits:
+            self._producer._lookups.count(hit=hit)
 
     def remember(self, hashes: HashArray, position: int) -> None:
         """Note that a prompt went to the endpoint at a position."""
-        slot, producer = self._slots[position], self._producer
+        slot, producer = self.slots[position], self._producer
+        if self._plain:
+            self.settled.add(position)
         producer._remember(hashes, slot, self._generations[position], self._endpoints, position, self._now)
         if not self.owned[position]:
             self.owned[position] = True
