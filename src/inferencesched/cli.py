@@ -1,11 +1,11 @@
 """What does the command line offer? ``simulate``, ``compare`` and ``explain`` (extra ``cli``)."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial, wraps
 from math import isfinite
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn, cast
 
 import click
 import msgspec
@@ -13,30 +13,39 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from inferencesched._warmup import warmup as compile_kernels
+from inferencesched.config import Document, Loaded, SchedulerDocument
+from inferencesched.config import load as load_config
 from inferencesched.errors import InferenceSchedError, InvalidInputError, TraceError
 from inferencesched.explain import explain as explain_decision
 from inferencesched.simulator import (
+    FLOWS,
     POLICIES,
     Cluster,
     EngineConfig,
+    FlowControl,
+    Queueing,
     Replay,
     Run,
     Simulation,
     Workload,
+    configured_flow,
     generate,
     read_trace,
     report,
 )
 from inferencesched.simulator import compare as compare_policies
+from inferencesched.simulator import flow as flow_named
 from inferencesched.simulator import (
     policy as policy_named,
 )
 from inferencesched.simulator import (
     simulate as replay_trace,
 )
+from inferencesched.simulator import tenants as tenants_named
 from inferencesched.simulator import (
     timing as timing_named,
 )
+from inferencesched.simulator.queueing import NONE
 
 _errors = Console(stderr=True, highlight=False)
 
@@ -49,6 +58,9 @@ def _screen() -> Console:
 
 #: The picture's loads, as multiples of ``--speedup``.
 _LOADS = "0.5,1,1.5,2"
+
+
+_FLOW_HELP: Final = f"{', '.join((NONE, *FLOWS))}; or a gateway's configuration, a .yaml or .json file"
 
 
 def _options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -78,6 +90,27 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
     return guarded
 
 
+def _waiting_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add what flow control and tenants need."""
+    for option in reversed(
+        (
+            click.option(
+                "--tenants", default=None, help="who asks: name[:share[:priority]][:weight=W][:ttft=S], comma-separated"
+            ),
+            click.option("--ttl", default=60.0, show_default=True, help="seconds a request may wait; 0 is no limit"),
+            click.option("--capacity", default=0, show_default=True, help="requests that may wait; 0 is no limit"),
+            click.option(
+                "--band-capacity", default=5_000, show_default=True, help="of them of one priority; 0 is no limit"
+            ),
+            click.option(
+                "--queue-depth", default=5.0, show_default=True, help="so many waiting at a server, and it is full"
+            ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
 def _fail(error: InferenceSchedError) -> NoReturn:
     """Say what was wrong, on standard error, and leave with status 2."""
     _errors.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
@@ -98,55 +131,75 @@ def main() -> None:
 
 @main.command()
 @_options
+@_waiting_options
 @click.option("--policy", "policy_name", default="gie-default", show_default=True, help=", ".join(POLICIES))
+@click.option("--flow", "flow_name", default=NONE, show_default=True, help=_FLOW_HELP)
 @click.option("--json", "as_json", is_flag=True, help="one JSON object on standard output")
-def simulate(trace: Path | None, policy_name: str, as_json: bool, **options: Any) -> None:
-    """Replay a trace under one policy."""
+def simulate(trace: Path | None, policy_name: str, flow_name: str, as_json: bool, **options: Any) -> None:
+    """Replay a trace under one policy, behind flow control or not."""
     chosen = policy_named(policy_name)
+    flow = _flow(flow_name, options)
     cluster = _cluster(options)
     workload = _workload(trace, options)
     with _bar(show=not as_json) as bar:
         task = bar.add_task(chosen.name, total=len(workload))
-        replay = replay_trace(workload, chosen, cluster, progress=lambda arrived: bar.update(task, completed=arrived))
+
+        def progress(arrived: int) -> None:
+            bar.update(task, completed=arrived)
+
+        replay = replay_trace(workload, chosen, cluster, flow=flow, progress=progress)
     if as_json:
         _print_json(_record(workload, cluster, Run(1.0, replay)))
     else:
-        _screen().print(report.table([Run(1.0, replay)], title=_title(workload, cluster)))
+        _show([Run(1.0, replay)], title=_title(workload, cluster))
 
 
 @main.command()
 @_options
+@_waiting_options
 @click.option("--policies", default=",".join(POLICIES), show_default=True, help="names, comma-separated")
+@click.option("--flow", "flow_names", default=NONE, show_default=True, help=f"as many of: {_FLOW_HELP}")
 @click.option("--loads", default=None, help=f"multiples of --speedup, comma-separated; with --out: {_LOADS}")
 @click.option("--out", type=click.Path(path_type=Path), help="folder for the picture and the figures")
 @click.option("--json", "as_json", is_flag=True, help="a JSON array on standard output")
 def compare(
-    trace: Path | None, policies: str, loads: str | None, out: Path | None, as_json: bool, **options: Any
+    trace: Path | None,
+    policies: str,
+    flow_names: str,
+    loads: str | None,
+    out: Path | None,
+    as_json: bool,
+    **options: Any,
 ) -> None:
-    """Replay a trace under several policies; print a table, and draw latency over load."""
+    """Replay a trace under several policies and flow controls; print a table, and draw latency over load."""
     chosen = [policy_named(name.strip()) for name in policies.split(",")]
+    flows = [_flow(name.strip(), options) for name in flow_names.split(",")]
     multiples = _numbers("loads", loads or ("1" if out is None else _LOADS))
     cluster = _cluster(options)
     workload = _workload(trace, options)
     if out is not None:
         _make_folder("out", out)  # before the replays: they may take minutes
     with _bar(show=not as_json) as bar:
-        task = bar.add_task("comparing", total=len(chosen) * len(multiples) * len(workload))
+        each = len(flows) * len(multiples)
+        task = bar.add_task("comparing", total=len(chosen) * each * len(workload))
 
         def progress(done: int, total: int, arrived: int) -> None:
-            name = chosen[min(done // len(multiples), len(chosen) - 1)].name
+            name = chosen[min(done // each, len(chosen) - 1)].name
             bar.update(task, completed=done * len(workload) + arrived, description=f"{name} ({done + 1} of {total})")
 
-        runs = compare_policies(workload, chosen, cluster, loads=multiples, progress=progress)
+        runs = compare_policies(workload, chosen, cluster, loads=multiples, flows=flows, progress=progress)
     records = [_record(workload, cluster, run) for run in runs]
     if as_json:
         _print_json(records)
     else:
         load = 1.0 if 1.0 in multiples else multiples[0]
-        _screen().print(report.table(runs, title=_title(workload, cluster, load), load=load))
+        _show(runs, title=_title(workload, cluster, load), load=load)
     if out is not None:
         picture = report.picture(runs, out / "latency-over-load.png", title=_title(workload, cluster))
         (out / "figures.json").write_bytes(msgspec.json.format(msgspec.json.encode(records)))
+        if any(run.replay.waiting is not None for run in runs):
+            drawn = report.waiting_picture(runs, out / "waiting-over-load.png", title=_title(workload, cluster))
+            _errors.print(f"picture: {drawn}", markup=False, soft_wrap=True)
         _errors.print(f"picture: {picture}\nfigures: {out / 'figures.json'}", markup=False, soft_wrap=True)
 
 
@@ -181,6 +234,7 @@ def warmup() -> None:
     steps: list[Callable[[], object]] = [compile_kernels]
     few = generate(seed=0).head(20)
     steps += [partial(replay_trace, few, chosen, Cluster(servers=2)) for chosen in POLICIES.values()]
+    steps.append(partial(replay_trace, few, POLICIES["round-robin"], Cluster(servers=2), flow=flow_named("fcfs")))
     with _bar(show=_errors.is_terminal) as bar:
         for step in bar.track(steps, description="compiling"):
             step()
@@ -197,7 +251,63 @@ def _cluster(options: dict[str, Any]) -> Cluster:
     )
 
 
+def _flow(name: str, options: dict[str, Any]) -> FlowControl | None:
+    """Return the flow control of this name, or that of a file."""
+    path = Path(name)
+    if path.suffix == ".json":
+        return configured_flow(path.stem, partial(_gateway_json, path))
+    if path.suffix in (".yaml", ".yml"):
+        return configured_flow(path.stem, partial(_gateway_yaml, path))
+    queueing = Queueing(
+        capacity=options["capacity"] or None,
+        band_capacity=options["band_capacity"] or None,
+        ttl=options["ttl"] or None,
+        queue_depth=options["queue_depth"],
+    )
+    return flow_named(name, queueing)
+
+
+def _gateway_json(path: Path) -> Loaded[Document]:
+    try:
+        raw = msgspec.json.decode(_bytes(path), type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InvalidInputError("flow", str(path), f"a JSON object ({error})") from error
+    return _gateway(path, load_config(raw))
+
+
+def _gateway_yaml(path: Path) -> Loaded[Document]:
+    try:
+        from inferencesched.adapters.yaml import read_text  # noqa: PLC0415  an extra of its own
+    except ModuleNotFoundError as error:
+        raise InvalidInputError("flow", str(path), "a JSON file, where the extra yaml is not installed") from error
+    try:
+        text = _bytes(path).decode()
+    except UnicodeDecodeError as error:
+        raise InvalidInputError("flow", str(path), f"a YAML file in UTF-8 ({error})") from error
+    return _gateway(path, read_text(text, source=str(path)))
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InvalidInputError("flow", str(path), f"a readable file ({error.strerror})") from error
+
+
+def _gateway(path: Path, loaded: Loaded[Document] | Loaded[SchedulerDocument]) -> Loaded[Document]:
+    document = loaded.effective
+    if not isinstance(document, Document):
+        raise InvalidInputError("flow", str(path), "an EndpointPickerConfig: another kind has no flowControl section")
+    return cast("Loaded[Document]", loaded)
+
+
 def _workload(trace: Path | None, options: dict[str, Any]) -> Workload:
+    workload = _untagged(trace, options)
+    mix = options.get("tenants")
+    return workload if mix is None else workload.tagged(tenants_named(mix), seed=options["seed"])
+
+
+def _untagged(trace: Path | None, options: dict[str, Any]) -> Workload:
     if trace is None:
         return generate(seed=options["seed"])
     try:
@@ -243,7 +353,18 @@ def _record(workload: Workload, cluster: Cluster, run: Run) -> dict[str, object]
         "seed": cluster.seed,
     }
     record |= {key: value if isfinite(value) else None for key, value in replay.figures.items()}
+    if replay.waiting is not None:
+        record |= {"flow": replay.flow, "waiting": replay.waiting.to_dict()}
     return record | {"decision_us_p50": replay.decision_us_p50, "wall_s": replay.wall_s}
+
+
+def _show(runs: Sequence[Run], *, title: str, load: float = 1.0) -> None:
+    """Print the table of policies, and that of tenants and priorities if there are any."""
+    screen = _screen()
+    screen.print(report.table(runs, title=title, load=load))
+    groups = report.waiting_table(runs, load=load)
+    if groups is not None:
+        screen.print(groups)
 
 
 def _title(workload: Workload, cluster: Cluster, load: float = 1.0) -> str:

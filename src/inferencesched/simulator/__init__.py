@@ -1,14 +1,20 @@
 """How would a policy have done on this traffic? The scheduler of a gateway, on simulated time, arrivals and servers."""
 
+from inferencesched.simulator.admission import QueuedSimulation
 from inferencesched.simulator.compare import Run, compare
 from inferencesched.simulator.engine import TIMINGS, ClosedForm, DynamoMocker, EngineConfig, StepTime, timing
 from inferencesched.simulator.generator import Traffic, generate
 from inferencesched.simulator.policies import POLICIES, Policy, policy
+from inferencesched.simulator.queueing import FLOWS, FlowControl, Queueing, configured_flow, flow
+from inferencesched.simulator.replay import Replay, simulate
 from inferencesched.simulator.server import Events, Fleet, Rollout
-from inferencesched.simulator.simulation import Cluster, Replay, Simulation, simulate
+from inferencesched.simulator.simulation import Cluster, Simulation
+from inferencesched.simulator.tenancy import Tenant, tenants
+from inferencesched.simulator.waiting import Group, Waiting
 from inferencesched.simulator.workload import Workload, read_azure, read_mooncake, read_trace
 
 __all__ = [
+    "FLOWS",
     "POLICIES",
     "TIMINGS",
     "ClosedForm",
@@ -17,20 +23,29 @@ __all__ = [
     "EngineConfig",
     "Events",
     "Fleet",
+    "FlowControl",
+    "Group",
     "Policy",
+    "QueuedSimulation",
+    "Queueing",
     "Replay",
     "Rollout",
     "Run",
     "Simulation",
     "StepTime",
+    "Tenant",
     "Traffic",
+    "Waiting",
     "Workload",
     "compare",
+    "configured_flow",
+    "flow",
     "generate",
     "policy",
     "read_azure",
     "read_mooncake",
     "read_trace",
     "simulate",
+    "tenants",
     "timing",
 ]

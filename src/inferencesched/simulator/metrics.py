@@ -35,7 +35,7 @@ def summarise(workload: Workload, fleet: Fleet) -> Mapping[str, float]:
     second, from the first arrival to the last token), ``hit`` (share of prompt tokens found cached, re-admissions after
     preemption included) and ``hit_first`` (without them), ``ttft_*``, ``tpot_*``, ``itl_*``, ``e2e_*``,
     ``readmissions``, ``regret_blocks`` (cached blocks on the best server beyond those on the chosen one, summed),
-    ``goodput_requests``. Requests that never finished are left out of all but ``hit``.
+    ``goodput_requests``. Requests that never finished are left out of all but ``hit``, those that were never sent of that, too.
     """
     done = ~np.isnan(fleet.finish)
     arrival, outputs = workload.arrival[done], workload.output_tokens[done]
@@ -55,7 +55,7 @@ def summarise(workload: Workload, fleet: Fleet) -> Mapping[str, float]:
         "rps": int(done.sum()) / seconds,
         "out_tps": int(outputs.sum()) / seconds,
         "hit": int(fleet.cached_tokens_all.sum()) / prompts,
-        "hit_first": int(fleet.cached_tokens.sum()) / max(1, int(workload.input_tokens.sum())),
+        "hit_first": int(fleet.cached_tokens.sum()) / max(1, int(workload.input_tokens[fleet.server >= 0].sum())),
     }
     figures |= _percentiles("ttft", ttft, (50, 90, 95, 99))
     figures |= _percentiles("tpot", tpot, (50, 90, 99))

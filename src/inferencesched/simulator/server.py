@@ -164,6 +164,16 @@ class Fleet:
             return Events(time[order], kind[order], request[order].astype(np.int64))
         return Events(time.copy(), kind.copy(), request.astype(np.int64))
 
+    def advance_to_event(self, until: float) -> float:
+        """Let every server run until something happens first, or up to `until`; return up to when, ms.
+
+        What happened is told by `advance`, which is to be called for that time. inf where `until` is, and nothing is left to do.
+        Errors: `InvalidInputError` for a time that is NaN.
+        """
+        if isnan(until):
+            raise InvalidInputError("until", until, "ms, or inf for the end of all work")
+        return float(serving.advance_to_event(self._live, until))
+
     def enqueue(self, place: int, server: int, now: float) -> None:
         """Send the request at this place of the trace to a server, at `now` ms.
 

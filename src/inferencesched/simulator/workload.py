@@ -3,7 +3,7 @@
 A `Workload` is columns, one row a request, in the order of arrival. Times are ms from the start of the trace.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from math import isfinite
@@ -14,6 +14,7 @@ import numpy as np
 
 from inferencesched._typing import FloatArray, HashArray, IntArray
 from inferencesched.errors import InvalidInputError, TraceError, whole_number
+from inferencesched.simulator.tenancy import Tenant, draw
 
 MOONCAKE_BLOCK = 512
 #: No request is longer, so that no sum of lengths overflows.
@@ -27,6 +28,7 @@ class Workload:
     ``arrival`` float64[N] ms, not decreasing; ``input_tokens`` and ``output_tokens`` int64[N];
     ``blocks[offsets[i]:offsets[i + 1]]`` are request i's block ids (int64, small, not negative): equal ids mean an
     equal block after an equal prefix. Each id stands for ``block_size`` tokens; a last one may be partly filled.
+    ``tenant`` int64[N] says whose each request is, a place in ``tenants``; None where nobody says.
 
     >>> two = Workload.of("toy", [0.0, 5.0], [130, 128], [10, 20], [[0, 1, 2], [0, 1]], block_size=64)
     >>> len(two), two.block_size
@@ -42,6 +44,8 @@ class Workload:
     blocks: IntArray
     offsets: IntArray
     block_size: int
+    tenants: tuple[Tenant, ...] = ()
+    tenant: IntArray | None = None
 
     @classmethod
     def of(
@@ -95,6 +99,11 @@ class Workload:
         if not (np.isfinite(self.arrival).all() and (np.diff(self.arrival, prepend=0.0) >= 0).all()):
             got = "a time before the one before it, below 0, or not finite"
             raise InvalidInputError("arrival", got, "ms of at least 0 that do not decrease")
+        if self.tenant is not None and not (
+            len(self.tenant) == count and (self.tenant >= 0).all() and (self.tenant < len(self.tenants)).all()
+        ):
+            got = f"length {len(self.tenant)}, up to {self.tenant.max(initial=0)}"
+            raise InvalidInputError("tenant", got, f"{count} places among {len(self.tenants)} tenants")
 
     def full_blocks(self, request: int) -> IntArray:
         """Return the ids of the blocks that the prompt fills, ``int64[input_tokens // block_size]`` at most."""
@@ -106,6 +115,10 @@ class Workload:
         if not (isfinite(speedup) and speedup > 0):
             raise InvalidInputError("speedup", speedup, "a finite number above 0")
         return replace(self, arrival=self.arrival / speedup)
+
+    def tagged(self, tenants: Sequence[Tenant], *, seed: int = 0) -> "Workload":
+        """Return the same requests, each given to a tenant by lot, in proportion to their shares. Errors: as `tenancy.draw`."""
+        return replace(self, tenants=tuple(tenants), tenant=draw(tenants, len(self), seed=seed))
 
     def in_blocks(self, block_size: int) -> "Workload":
         """Return the same requests with blocks of `block_size` tokens, full ones only; it must divide the present size.
@@ -140,6 +153,7 @@ class Workload:
             output_tokens=self.output_tokens[:count],
             blocks=self.blocks[:stop],
             offsets=self.offsets[: count + 1],
+            tenant=None if self.tenant is None else self.tenant[:count],
         )
 
 
