@@ -156,48 +156,53 @@ def test_an_order_that_says_nan():
 # --- how soon ----------------------------------------------------------------------------------------------------
 
 
+STEPS = st.tuples(st.sampled_from(["arrive", "end", "victim", "back", "fail", "wait"]), st.integers(0, 60))
+
+
 @given(
-    st.lists(
-        st.tuples(st.sampled_from(["arrive", "step", "end", "back", "fail", "wait"]), st.integers(0, 60)), max_size=60
-    ),
-    st.integers(1, 3),
+    st.lists(st.integers(-3, 0), min_size=4, max_size=12),
     st.integers(1, 4),
+    st.lists(STEPS, min_size=8, max_size=60),
+    st.integers(1, 3),
     st.integers(0, 3),
 )
-def test_a_controller_revokes_as_the_twin_does(steps, room, most, grace):
-    """The same trace through two controllers, one with the twin: the same decisions, whichever way requests end."""
+def test_a_controller_revokes_as_the_twin_does(low, left, steps, most, grace):
+    """A pool is full, and then smaller than it was: the same decisions with the twin, whichever way requests end."""
     pairs = []
     for make in (PacedReclaimer, NaiveReclaimer):
-        reclaimer = make(most=most, grace=grace * TICK, timeout=8 * TICK)
-        pairs.append((FlowController(gate=Pool(2 * room), reclaimer=reclaimer), []))
-    now, number = 0.0, 0
-    for what, rest in steps:
-        now += TICK * (rest % 3 if what != "wait" else rest)
-        answers = []
-        for controller, tickets in pairs:
-            answers.append(turned(controller, tickets, what, rest, number, now))
-            controller.check()
-        number += what == "arrive"
-        assert answers[0] == answers[1]
-        if what == "step" and pairs[0][0].next_wakeup(now) != now:
-            assert pairs[0][0].next_wakeup(now) == pairs[1][0].next_wakeup(now)
+        gate = Pool(len(low))
+        controller = FlowController(gate=gate, reclaimer=make(most=most, grace=grace * TICK, timeout=8 * TICK))
+        tickets = [controller.submit(item(f"low-{i}", priority), now=0.0) for i, priority in enumerate(low)]
+        assert len(controller.step(now=0.0)) == len(low)
+        gate.most = left
+        pairs.append((controller, tickets, []))
+    now = 0.0
+    for number, (what, rest) in enumerate(steps):
+        now += TICK * (rest % 3 if what != "wait" else rest % 12)
+        one, other = (turned(*pair, what, rest, number, now) for pair in pairs)
+        assert one == other
+        assert pairs[0][0].next_wakeup(now) == pairs[1][0].next_wakeup(now)
 
 
-def turned(controller, tickets, what, rest, number, now):
-    """Do one thing; return what came of it, by names."""
+def turned(controller, tickets, victims, what, rest, number, now):
+    """Do one thing, and see what happens then, by names."""
     flying = [each for each in tickets if each.outcome is QueueOutcome.DISPATCHED]
+    asked = [each for each in victims if each.outcome is QueueOutcome.DISPATCHED]
     match what:
         case "arrive":
-            tickets.append(controller.submit(item(f"{number}", rest % 6 - 3), now))
-        case "step":
-            return [(type(event).__name__, event.ticket.request_id) for event in controller.step(now)]
+            tickets.append(controller.submit(item(f"{number}", rest % 4 - 1), now))
         case "end" if flying:
             controller.completed(flying[rest % len(flying)], now=now)
-        case "back" if flying:
-            return controller.revoked(flying[rest % len(flying)], now=now, requeue=rest % 2 == 0)
-        case "fail" if flying:
-            controller.revoke_failed(flying[rest % len(flying)], now=now)
-    return None
+        case "victim" if asked:
+            controller.revoked(asked[rest % len(asked)], now=now)
+        case "back" if asked:
+            controller.revoked(asked[rest % len(asked)], now=now, requeue=True)
+        case "fail" if asked:
+            controller.revoke_failed(asked[rest % len(asked)], now=now)
+    events = controller.step(now)
+    victims += revoked(events)
+    controller.check()
+    return [(type(event).__name__, event.ticket.request_id) for event in events]
 
 
 def pool_of(count, priority, **said):
