@@ -1,4 +1,4 @@
-"""A handful of servers behind a flow controller, minute by minute: how much waits at the servers when everybody comes at once?
+"""A handful of servers behind a flow controller, event by event: how much waits at the servers when everybody comes at once?
 
 Each server runs so many requests at once and queues the rest, first come, first served. Service times are exponential, and
 belong to the server: the n-th request that it starts takes the n-th time, whichever that is, so that two runs differ by what
@@ -6,7 +6,6 @@ the gate did only. Whom a request goes to is least known load: what the gateway 
 """
 
 from collections import deque
-from collections.abc import Callable
 from heapq import heappop, heappush
 from itertools import count
 from typing import NamedTuple
@@ -14,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 import inferencesched as isched
-from inferencesched.flowcontrol import FlowController, Gate, QueueItem, Ticket
+from inferencesched.flowcontrol import FlowController, Gate, QueueItem, Ticket, UsageLimitPolicy
 
 
 class Burst(NamedTuple):
@@ -30,7 +29,7 @@ class Burst(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What came of it? ``peak`` is the most that waited at all servers together, ``fullest`` at one; ``calm`` is both with a gate."""
+    """What came of it? ``peak`` is the most that waited at all servers together, ``fullest`` at one of them."""
 
     peak: int
     fullest: int
@@ -47,15 +46,18 @@ class Server:
         self.waiting = deque()
 
 
-def run(burst: Burst, seed: int, gate: Gate, route: Callable[[list[int], np.random.Generator], int] | None = None):
-    """Let a burst come. Scrapes are at 0 and every `scrape` seconds; what is due at one time happens in the order of its kind."""
+def run(burst: Burst, seed: int, gate: Gate, *, told: bool = True, limits: UsageLimitPolicy | None = None) -> Outcome:
+    """Let a burst come. Scrapes are at 0 and every `scrape` seconds; what is due at one time happens in the order of its kind.
+
+    Without `told` nobody tells the controller where a request went.
+    """
     rng = np.random.default_rng(seed)
     arrivals = np.sort(rng.random(burst.arrivals)) * burst.within
     servers = [Server(rng.exponential(burst.mean, burst.arrivals).tolist()) for _ in range(burst.servers)]
     pool = isched.InferencePool()
     for i in range(burst.servers):
         pool.join(f"s{i}")
-    controller = FlowController(gate=gate)
+    controller = FlowController(gate=gate, limits=limits)
     due: list[tuple[float, int, int, object]] = []
     order = count()
     for scrape in range(round(burst.until / burst.scrape)):
@@ -93,10 +95,11 @@ def run(burst: Burst, seed: int, gate: Gate, route: Callable[[list[int], np.rand
             controller.submit(QueueItem(request_id=f"r{what}"), now=now)
         for event in controller.step(now=now):
             ticket = event.ticket
-            place = known.index(min(known)) if route is None else route(known, rng)
+            place = known.index(min(known))
             known[place] += 1
             dispatched += 1
-            controller.dispatched(ticket, f"s{place}", now=now)
+            if told:
+                controller.dispatched(ticket, f"s{place}", now=now)
             if servers[place].running < burst.slots:
                 start(place, ticket, now)
             else:

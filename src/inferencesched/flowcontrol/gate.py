@@ -166,10 +166,10 @@ class SaturationGate:
         for each in counted:
             if each is server:
                 continue
-            if each.stages and not any(stage in server.stages for stage in each.stages):
-                elsewhere.append(each)
-            else:
+            if any(stage in server.stages for stage in each.stages):
                 self._books.unsend(each, ticket.number)
+            else:
+                elsewhere.append(each)
         self._counted[ticket.number] = [*elsewhere, server]
         self._books.send(server, ticket.number, ticket.item.tokens, now)
 
