@@ -125,7 +125,7 @@ class RecordedController:
         """Assert that everything adds up: `FlowController.check`."""
         self.controller.check()
 
-    def _told(self, call: str, now: float, said: list[Any], make: Callable[[], T], written: Callable[[T], Any]) -> T:
+    def _told(self, call: str, now: float, said: list[Any], make: Callable[[], T], written: Callable[[T], object]) -> T:
         """Make a call and write it down, also where it is refused: a refusal is an answer."""
         try:
             answer = make()
@@ -235,5 +235,5 @@ def _event(event: Event) -> list[Any]:
     return said
 
 
-def _same(answer: T) -> T:
+def _same(answer: object) -> object:
     return answer
