@@ -122,3 +122,39 @@ def test_after_warmup_nothing_is_left_to_compile():
     done = subprocess.run([sys.executable, "-c", DAY], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == {}
+
+
+ALLOCATIONS = """
+import json, os
+import numpy as np
+import inferencesched as isched
+from numba.core.runtime import rtsys
+pool = isched.InferencePool()
+for i in range(100):
+    pool.join(f"ep-{i}")
+    pool.observe(f"ep-{i}", {isched.WAITING_QUEUE_SIZE: i % 7, isched.KV_CACHE_USAGE: 0.01 * i}, now=0.0,
+                 adapters=isched.Adapters(frozenset({f"x{i % 3}"}), frozenset(), 2))
+scorers = (isched.QueueScorer(), isched.KvCacheUtilizationScorer(), isched.PrefixCacheScorer(), isched.LoraAffinityScorer())
+weighted = tuple(isched.WeightedScorer(scorer) for scorer in scorers)
+scheduler = isched.Scheduler(isched.SchedulingProfile(isched.MaxScorePicker(), weighted))
+request, rng, endpoints = isched.InferenceRequest(request_id="r", model="x1"), np.random.default_rng(0), pool.snapshot()
+scheduler.schedule(request, endpoints, now=0.0, rng=rng)
+before = rtsys.get_allocation_stats()
+for _ in range(200):
+    scheduler.schedule(request, endpoints, now=0.0, rng=rng)
+after = rtsys.get_allocation_stats()
+isched.minmax(endpoints[isched.WAITING_QUEUE_SIZE])
+counted = rtsys.get_allocation_stats()
+print(json.dumps([after.alloc - before.alloc, counted.alloc - after.alloc]))
+"""
+
+
+def test_a_compiled_decision_allocates_nothing_in_its_kernel():
+    environment = {**os.environ, "NUMBA_NRT_STATS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", ALLOCATIONS], capture_output=True, text=True, check=False, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    decisions, counted = json.loads(done.stdout)
+    assert decisions == 0
+    assert counted > 0  # what does allocate is seen

@@ -24,7 +24,7 @@ from numba.extending import NativeValue, intrinsic, models, register_model, unbo
 from numba.np.arrayobj import populate_array
 from numba.np.numpy_support import as_dtype
 
-from inferencesched._typing import DepthArray, HashArray
+from inferencesched._typing import DepthArray, FloatArray, HashArray
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -246,6 +246,20 @@ def _prefetch(_context: Any, _address: Any) -> Any:
     return types.void(types.int64), build
 
 
+def _stack(_context: Any, _count: Any) -> Any:
+    def build(_target: Any, builder: Any, _signature: Any, _arguments: Any) -> Any:
+        with builder.goto_entry_block():
+            return builder.alloca(cgutils.ir.DoubleType(), size=ON_STACK)
+
+    return types.CPointer(types.float64)(types.int64), build
+
+
+#: So many float64 fit on the stack of a kernel that asks for them.
+ON_STACK = 1024
+#: Return the address of `ON_STACK` float64 on the caller's stack, gone when it returns.
+stack_pointer: Callable[[int], int] = intrinsic(_stack)
+#: Read what lies at a pointer as an array of so many.
+carray: Callable[[int, int], FloatArray] = numba.carray
 #: Multiply two uint64 to 128 bits and xor the halves: one instruction and a xor, where Python has four products.
 fold_product: Callable[[np.uint64, np.uint64], np.uint64] = intrinsic(_fold_product)
 #: Reverse the eight bytes of a uint64.

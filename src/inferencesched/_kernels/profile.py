@@ -8,7 +8,7 @@ that of the plain path to the last bit.
 import numpy as np
 
 from inferencesched._kernels import scoring
-from inferencesched._kernels._compile import kernel
+from inferencesched._kernels._compile import ON_STACK, carray, kernel, stack_pointer
 from inferencesched._typing import BoolArray, DepthArray, FloatArray, IndexArray, IntArray
 
 #: What an op of a program computes; the twin of each is the scorer named.
@@ -17,17 +17,23 @@ COLUMNS = 9
 
 
 @kernel
-def weighed(
-    matrix: FloatArray, extra: FloatArray, masks: BoolArray, adapter: int, program: FloatArray, tokens: float
-) -> FloatArray:
+def weigh(
+    matrix: FloatArray,
+    extra: FloatArray,
+    masks: BoolArray,
+    adapter: int,
+    program: FloatArray,
+    tokens: float,
+    totals: FloatArray,
+) -> None:
     """Score, weigh and sum in one pass a scorer.
 
     matrix float64[S, E]; extra float64[K, E] scores of plug-ins without a twin; masks bool[2 A, E], where each of A
     LoRA adapters runs and, A rows further, where it waits; `adapter` the request's; program float64[K, COLUMNS]; tokens is
-    the prompt's length, 0 if unknown. Returns totals float64[E].
+    the prompt's length, 0 if unknown. Writes totals float64[E].
     """
     count = matrix.shape[1]
-    totals = np.zeros(count)
+    totals[:] = 0.0
     for k in range(program.shape[0]):
         op, row, second = int(program[k, 0]), int(program[k, 1]), int(program[k, 2])
         weight, first, other = program[k, 4], program[k, 5], program[k, 6]
@@ -85,6 +91,15 @@ def weighed(
                 if runs[i] and reported:
                     score = first
                 totals[i] += weight * score
+
+
+@kernel
+def weighed(
+    matrix: FloatArray, extra: FloatArray, masks: BoolArray, adapter: int, program: FloatArray, tokens: float
+) -> FloatArray:
+    """Return what `weigh` writes, float64[E]."""
+    totals = np.empty(matrix.shape[1])
+    weigh(matrix, extra, masks, adapter, program, tokens, totals)
     return totals
 
 
@@ -131,9 +146,12 @@ def decide(
     Returns the position, how many are tied for it, its total, and the tokens it would have to compute. Where several are
     tied it is the nth of them (from 0): the caller asks with 0, and once more with its draw. (-1, 0, 0, 0) for nobody.
     """
-    if matrix.shape[1] == 0:
+    count = matrix.shape[1]
+    if count == 0:
         return -1, 0, 0.0, 0
-    totals = weighed(matrix, extra, masks, 0, program, float(tokens))
+    # on the stack where they fit: a decision allocates nothing
+    totals = carray(stack_pointer(0), count) if count <= ON_STACK else np.empty(count)
+    weigh(matrix, extra, masks, 0, program, float(tokens), totals)
     best, ties = best_of(totals, matrix[picked_row], nth)
     return best, ties, totals[best], owed(matrix, tokens_row, best, tokens)
 
@@ -186,7 +204,9 @@ def book_best(
     nth: int,
 ) -> tuple[int, int]:
     """Decide request `k` and book it (there are no plug-ins without a twin, so any array stands for theirs), unless its choice is tied and `nth` is no draw; return the position, and how many tie."""
-    totals = weighed(matrix, matrix, masks, requests[k, 1], program, float(requests[k, 0]))
+    count = matrix.shape[1]
+    totals = carray(stack_pointer(0), count) if count <= ON_STACK else np.empty(count)
+    weigh(matrix, matrix, masks, requests[k, 1], program, float(requests[k, 0]), totals)
     best, ties = best_of(totals, matrix[rows[3]], nth)
     if ties > 1 and nth < 0:
         return best, ties
