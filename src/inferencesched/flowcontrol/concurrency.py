@@ -85,7 +85,9 @@ class Gradient2:
     ``g = clamp(tolerance * usual / seconds, 0.5, 1)``, ``limit = (1 - smoothing) * limit + smoothing * (g * limit + queue)``. The usual time
     is an exponential average over some `window` samples (the plain mean of the first ten), which shrinks by 5 % at a sample less than
     half of it, so that it is not held up by what was. Below half of the limit in use nothing changes but the usual time. A
-    drop counts as g = 0.5. A constant time leads to `most`. Source: Netflix' ``Gradient2Limit``, which knows no drops.
+    drop counts as g = 0.5. A constant time leads to `most`: it answers to a change. Where servers stay overloaded the usual time
+    creeps up to the long one, and the limit with it, so `most` should be one that they survive. Source: Netflix' ``Gradient2Limit``,
+    which knows no drops.
     """
 
     tolerance: float = 1.5

@@ -81,8 +81,8 @@ class ServerBook:
         "fixed",
         "load",
         "most_running",
-        "queued",
         "place",
+        "queued",
         "reading",
         "requests",
         "seen_at",
@@ -135,7 +135,7 @@ class ServerBook:
                 shown.append(number)
             for number in shown:
                 del self.sent[number]
-            self.done = [each for each in self.done if not local and each[0] - lag > self.seen_at]
+            self.done = [each for each in self.done if each[0] - lag > self.seen_at]
             self.requests = len(self.sent) - len(self.done)
             self.tokens = sum(tokens for _, tokens in self.sent.values()) - sum(tokens for _, tokens in self.done)
 

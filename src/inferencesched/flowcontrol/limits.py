@@ -46,8 +46,10 @@ class PriorityHoldback:
             return []
         low, room = self.min_ceiling, self.max_ceiling - self.min_ceiling
         last = len(priorities) - 1
+        if not last:
+            return [self.max_ceiling]
         if self.domain == "rank":
-            return [low + room * (last - i) / last for i in range(last)] + [low] if last else [self.max_ceiling]
+            return [self.max_ceiling, *(low + room * (last - i) / last for i in range(1, last)), low]
         least, spread = priorities[last], priorities[0] - priorities[last]
         if not spread:
             return [self.max_ceiling] * (last + 1)
