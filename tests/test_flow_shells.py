@@ -407,12 +407,16 @@ def test_a_client_that_goes_while_its_request_is_taken_back_is_cancelled():
         async def body(admission):
             await asyncio.sleep(10.0)
 
+        async def chat():
+            async with shell.admit(item("chat", priority=1)):
+                await asyncio.sleep(1.0)
+
         batch = loop.create_task(shell.serve(item("batch", priority=-1), body))
         await asyncio.sleep(1.0)
-        loop.call_at(2.0, batch.cancel)
-        await asyncio.sleep(1.0)
-        async with shell.admit(item("chat", priority=1)):
-            await asyncio.sleep(1.0)
+        other = loop.create_task(chat())
+        await asyncio.sleep(0)  # the chat has come, and the batch does not know yet that it should stop
+        batch.cancel()
+        await other
         with pytest.raises(asyncio.CancelledError):
             await batch
         nothing_left(controller, shell)
