@@ -10,7 +10,7 @@ pytest.importorskip("matplotlib", reason="the extra `cli` is not installed")
 
 from inferencesched._kernels._compile import KERNELS
 from inferencesched.cli import main
-from inferencesched.simulator import POLICIES, TIMINGS, generate, read_trace
+from inferencesched.simulator import FLOWS, POLICIES, TIMINGS, generate, read_trace
 
 #: The figures of Dynamo's replay reports, in their order.
 FIGURES = [
@@ -138,6 +138,111 @@ def test_simulate_prints_a_table(run, trace):
     assert "Traceback" not in out + err
 
 
+@pytest.fixture
+def crowded(tmp_path):
+    """The toy trace, all at once: more than two servers of a few blocks take."""
+    path = tmp_path / "crowd.jsonl"
+    path.write_text("".join(json.dumps(line | {"timestamp": i}) + "\n" for i, line in enumerate(LINES * 3)))
+    return path
+
+
+CROWD = ("--servers", 2, "--policy", "least-request", "--tenants", "chat:1:10,agents:2,batch:3:-1", "--capacity", 12)
+
+
+def test_simulate_behind_flow_control_in_json(record, crowded):
+    found = record("simulate", crowded, *CROWD, "--flow", "vtc", "--ttl", 30, "--queue-depth", 1)
+    waiting = found["waiting"]
+    assert found["flow"] == "vtc" and sum(waiting["outcomes"].values()) == 180 > waiting["outcomes"]["completed"]
+    assert waiting["most_waiting"] == 12 and 0 < waiting["jain"] <= 1
+    assert list(waiting["tenants"]) == ["chat", "agents", "batch"] and list(waiting["priorities"]) == ["10", "0", "-1"]
+    batch = waiting["priorities"]["-1"]
+    assert batch["shed_rate"] == pytest.approx(sum(batch["shed"].values())) and batch["shed_rate"] > 0.3
+    assert waiting["priorities"]["10"]["shed_rate"] < batch["shed_rate"]
+    again = record("simulate", crowded, *CROWD, "--flow", "vtc", "--ttl", 30, "--queue-depth", 1)
+    assert without_times(found) == without_times(again)
+
+
+def test_every_option_of_the_queue_makes_a_difference(record, crowded):
+    base = ("simulate", crowded, *CROWD, "--flow", "fcfs")
+    plain = record(*base)["waiting"]
+    for option in (
+        ("--ttl", 0.2),
+        ("--capacity", 30),
+        ("--band-capacity", 3),
+        ("--queue-depth", 20),
+        ("--tenants", "a,b"),
+        ("--flow", "shortest"),
+        ("--flow", "llm-d"),
+    ):
+        assert record(*base, *option)["waiting"] != plain, option
+    assert "waiting" not in record("simulate", crowded)
+    assert record("simulate", crowded, "--tenants", "a,b")["waiting"]["outcomes"] == {"completed": 180}
+
+
+def test_flow_control_in_a_table(run, crowded):
+    status, out, _ = run("simulate", crowded, *CROWD, "--flow", "fcfs")
+    assert status == 0
+    for words in ("least-request behind fcfs", "priority 10", "tenant batch", "rejected_capacity", "Jain", "wait"):
+        assert words in out
+
+
+@pytest.mark.parametrize("form", ["json", "yaml"])
+def test_flow_control_as_a_gateway_is_configured(record, run, crowded, tmp_path, form):
+    if form == "yaml":
+        pytest.importorskip("yaml", reason="the extra `yaml` is not installed")
+    document = {
+        "apiVersion": "llm-d.ai/v1alpha1",
+        "kind": "EndpointPickerConfig",
+        "featureGates": ["flowControl"],
+        "flowControl": {"maxRequests": 5},
+    }
+    path = tmp_path / f"edge.{form}"
+    path.write_text(json.dumps(document))
+    found = record("simulate", crowded, *CROWD, "--flow", path)
+    assert found["flow"] == "edge" and found["waiting"]["most_waiting"] == 5
+    path.write_text(json.dumps(document | {"flowControl": {"maxRequests": "many"}}))
+    status, _, err = run("simulate", crowded, *CROWD, "--flow", path, "--json")
+    assert status == 2 and "$.flowControl.maxRequests" in err and len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--flow", "best"), f"flow: got 'best', allowed: one of {', '.join(['none', *FLOWS])}"),
+        (("--flow", "fcfs", "--capacity", "-1"), "capacity: got -1, allowed: an integer of at least 1"),
+        (("--flow", "fcfs", "--ttl", "-1"), "ttl: got -1.0, allowed: seconds of at least 0, or None"),
+        (("--flow", "fcfs", "--queue-depth", "0"), "queue_depth_threshold: got 0.0, allowed: requests above 0"),
+        (("--tenants", "a:0"), "share of tenant 'a': got 0.0, allowed: a finite number above 0"),
+    ],
+)
+@pytest.mark.parametrize("command", ["simulate", "compare"])
+def test_flow_control_that_cannot_be(run, trace, command, arguments, message):
+    assert run(command, trace, *arguments, "--json") == (2, "", f"error: {message}\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("missing.json", None, "a readable file"),
+        ("missing.yaml", None, "a readable file"),
+        ("bad.json", b"{", "a JSON object"),
+        ("bad.json", b"[1]", "a JSON object"),
+        ("bad.yaml", b"\xff\xfe\xff", "a YAML file in UTF-8"),
+        (
+            "other.json",
+            b'{"apiVersion": "inferencesched/v1", "kind": "Scheduler", "profiles": {"default": {"scorers": []}}}',
+            "EndpointPickerConfig",
+        ),
+    ],
+)
+def test_a_configuration_that_is_none(run, trace, tmp_path, name, content, words):
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    status, out, err = run("simulate", trace, "--flow", path, "--json")
+    assert (status, out) == (2, "") and words in err and len(err.splitlines()) == 1
+
+
 # --- compare -----------------------------------------------------------------------------------------------------
 
 
@@ -173,6 +278,22 @@ def test_compare_writes_a_picture_and_the_figures(run, trace, tmp_path):
     assert (out / "latency-over-load.png").read_bytes().startswith(b"\x89PNG\r\n")
     assert json.loads((out / "figures.json").read_text()) == json.loads(printed)
     assert f"picture: {out / 'latency-over-load.png'}" in err and f"figures: {out / 'figures.json'}" in err
+
+
+def test_compare_behind_flow_control_draws_who_waits(run, crowded, tmp_path):
+    out = tmp_path / "out"
+    status, printed, err = run(
+        "compare", crowded, "--servers", 2, "--policies", "random", "--flow", "none,fcfs", "--tenants", "a:1:1,b:1:-1",
+        "--capacity", 9, "--loads", "1,2", "--out", out, "--json",
+    )  # fmt: skip
+    assert status == 0
+    rows = json.loads(printed)
+    assert [(row["flow"], row["speed"]) for row in rows] == [("none", 1.0), ("none", 2.0), ("fcfs", 1.0), ("fcfs", 2.0)]
+    assert (out / "waiting-over-load.png").read_bytes().startswith(b"\x89PNG\r\n")
+    assert f"picture: {out / 'waiting-over-load.png'}" in err
+    twice = ("--policies", "random", "--flow", "vtc,vtc")
+    message = "error: flows: got ['vtc', 'vtc'], allowed: at least one flow control, each once\n"
+    assert run("compare", crowded, *twice, "--json") == (2, "", message)
 
 
 def test_with_a_picture_several_loads_are_replayed(run, trace, tmp_path):
@@ -315,4 +436,10 @@ def test_warmup_leaves_nothing_to_compile(run):
     """Every kernel that a gateway or a replay calls has machine code afterwards."""
     assert run("warmup") == (0, "", "")
     compiled = {name.removeprefix("inferencesched._kernels.") for name, kernel in KERNELS.items() if kernel.signatures}
-    assert compiled >= {"serving.advance", "serving.copy_server", "prefix_events.store", "hashing.chain_blocks"}
+    assert compiled >= {
+        "serving.advance",
+        "serving.advance_to_event",
+        "serving.copy_server",
+        "prefix_events.store",
+        "hashing.chain_blocks",
+    }
