@@ -160,11 +160,13 @@ EXAMPLES: dict[str, tuple[Make, ...]] = {
     # detectors, which are filters too
     "ConcurrencyDetector": (
         saturation.ConcurrencyDetector,
+        lambda: saturation.ConcurrencyDetector("tokens", max_token_concurrency=3_000),
         lambda: saturation.ConcurrencyDetector("hybrid", 4, 3_000, headroom=0.25),
     ),
     "UtilizationDetector": (
         saturation.UtilizationDetector,
         lambda: saturation.UtilizationDetector(2.0, 0.4, headroom=0.25),
+        lambda: saturation.UtilizationDetector(3.0, 0.5, 0.2, saturation.Stale(0.2, "saturated")),
     ),
     # pickers
     "EpsilonGreedyPicker": (pickers.EpsilonGreedyPicker, lambda: pickers.EpsilonGreedyPicker(0.5, 3)),

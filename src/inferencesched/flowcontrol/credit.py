@@ -82,6 +82,7 @@ class ServerBook:
         "load",
         "most_running",
         "place",
+        "present_then",
         "queued",
         "reading",
         "requests",
@@ -96,6 +97,7 @@ class ServerBook:
         self.place = -1
         self.stages: tuple[StageBook, ...] = ()
         self.reading = Reading()
+        self.present_then = 0.0
         self.most_running = nan
         self.queued = False  # was it ever seen with a queue?
         self.told_at = -inf  # when its reading was true; inf is always
@@ -113,7 +115,7 @@ class ServerBook:
     @property
     def present(self) -> float:
         """How many requests are there now, as far as is known?"""
-        return self.reading.present + self.requests
+        return self.present_then + self.requests
 
     def read(self, reading: Reading, told_at: float, now: float, lag: float) -> None:
         """Take in what an observation says; what it shows already does not count any more."""
@@ -124,6 +126,7 @@ class ServerBook:
         if reading.slots != reading.slots:
             reading = reading._replace(slots=self.most_running if self.queued else 2 * self.most_running)
         self.reading = reading
+        self.present_then = reading.present
         local, self.told_at = told_at == inf, told_at
         if local or told_at > self.seen_at:
             self.seen_at = now if local else told_at
@@ -153,12 +156,30 @@ class ServerBook:
 class StageBook:
     """How full are the servers of one stage together, and who of them is least loaded?"""
 
-    __slots__ = ("_aggregate", "_heap", "_linear", "_mass", "_stale", "_sum", "_value", "among", "counted", "weights")
+    __slots__ = (
+        "_aggregate",
+        "_counted",
+        "_heap",
+        "_linear",
+        "_mass",
+        "_most",
+        "_servers",
+        "_stale",
+        "_sum",
+        "_value",
+        "_weights",
+        "among",
+        "counted",
+        "weights",
+    )
 
-    def __init__(self, among: BoolArray, aggregate: Aggregate, weights: FloatArray) -> None:
+    def __init__(self, among: BoolArray, aggregate: Aggregate, weights: FloatArray, servers: list[ServerBook]) -> None:
         self.among = among  # who is of this stage
         self.counted: BoolArray = among  # of whom enough is known
         self.weights = weights
+        self._counted: list[bool] = []  # the same as plain lists, for one at a time
+        self._weights: list[float] = weights.tolist()
+        self._servers = servers
         self._aggregate = aggregate
         self._linear = aggregate.linear
         self._sum = 0.0
@@ -166,26 +187,28 @@ class StageBook:
         self._value = nan
         self._stale = True
         self._heap: list[tuple[float, float, int, int]] = []
+        self._most = 4 * len(weights) + 64
 
-    def settle(self, counted: BoolArray, counts: FloatArray, servers: list[ServerBook]) -> None:
+    def settle(self, counted: BoolArray, counts: FloatArray) -> None:
         """Start anew with these servers, of those that are of this stage."""
         self.counted = counted & self.among
+        self._counted = self.counted.tolist()
         if self._linear:
             self._sum = float((counts[self.counted] * self.weights[self.counted]).sum())
             self._mass = float(self.weights[self.counted].sum())
         self._stale = True
-        self._fill(servers)
+        self._fill()
 
-    def changed(self, server: ServerBook, before: float, servers: list[ServerBook]) -> None:
-        """Note that a server counts differently now."""
-        if not self.counted[server.place]:
-            return
-        if self._linear:
-            self._sum += float(self.weights[server.place]) * (server.counts - before)
-        self._stale = True
-        heappush(self._heap, (server.counts, server.present, server.place, server.changes))
-        if len(self._heap) > 4 * len(servers) + 64:
-            self._fill(servers)
+    def changed(self, server: ServerBook, change: float) -> None:
+        """Note that a server counts so much more now."""
+        place = server.place
+        if self._counted[place]:
+            if self._linear:
+                self._sum += self._weights[place] * change
+            self._stale = True
+            heappush(self._heap, (server.counts, server.present_then + server.requests, place, server.changes))
+            if len(self._heap) > self._most:
+                self._fill()
 
     def saturation(self, counts: FloatArray) -> float:
         """Return how full they are together; NaN where nothing is known of any."""
@@ -203,9 +226,9 @@ class StageBook:
         found = servers & self.counted
         return self._aggregate.of(counts[found], self.weights[found]) if found.any() else nan
 
-    def least(self, servers: list[ServerBook]) -> ServerBook | None:
+    def least(self) -> ServerBook | None:
         """Return who is least loaded of those of whom enough is known; None where there is nobody."""
-        heap = self._heap
+        heap, servers = self._heap, self._servers
         while heap:
             _, _, place, changes = heap[0]
             if servers[place].changes == changes:
@@ -213,7 +236,8 @@ class StageBook:
             heappop(heap)
         return None
 
-    def _fill(self, servers: list[ServerBook]) -> None:
+    def _fill(self) -> None:
+        servers = self._servers
         places = np.flatnonzero(self.counted).tolist()
         self._heap = [(servers[i].counts, servers[i].present, i, servers[i].changes) for i in places]
         heapify(self._heap)
@@ -223,7 +247,17 @@ class StageBook:
 class PoolBook:
     """How full is each server, and each stage, as of the last observation and what has come and gone since?"""
 
-    __slots__ = ("_detector", "_fading", "_judged_at", "_known", "_told_until", "counts", "servers", "stages")
+    __slots__ = (
+        "_detector",
+        "_fading",
+        "_judged_at",
+        "_known",
+        "_told_until",
+        "_toward",
+        "counts",
+        "servers",
+        "stages",
+    )
 
     def __init__(self, detector: ProjectingDetector) -> None:
         self._detector = detector
@@ -231,6 +265,7 @@ class PoolBook:
         self._told_until = inf  # until when nobody's last word becomes too old
         self._fading = False
         self._judged_at = nan
+        self._toward = detector.stale.toward
         self.servers: list[ServerBook] = []
         self.stages: tuple[StageBook, ...] = ()
         self.counts: FloatArray = np.zeros(0)
@@ -241,8 +276,8 @@ class PoolBook:
         """Take in a snapshot; return the servers by name. Cost: linear in the endpoints."""
         detector = self._detector
         weights = detector.aggregate.weights(endpoints)
-        self.stages = tuple(StageBook(among, detector.aggregate, weights) for among in stages)
         before, self._known, self.servers = self._known, {}, []
+        self.stages = tuple(StageBook(among, detector.aggregate, weights, self.servers) for among in stages)
         loads, told = detector.loads(endpoints).tolist(), detector.told_at(endpoints).tolist()
         generations = endpoints.generations.tolist()
         member = [among.tolist() for among in stages]
@@ -299,15 +334,16 @@ class PoolBook:
     def _count(self, server: ServerBook, requests: int, tokens: int) -> None:
         server.requests += requests
         server.tokens += tokens
-        if server.place < 0:
+        place = server.place
+        if place < 0:
             return
         before = server.counts
-        server.load = self._projected(server)
-        server.judge(self._detector.stale.toward)
+        server.load = self._detector.projected(server.reading, server.requests, server.tokens)
+        server.judge(self._toward)
         server.changes += 1
-        self.counts[server.place] = server.counts
+        self.counts[place] = counts = server.counts
         for stage in server.stages:
-            stage.changed(server, before, self.servers)
+            stage.changed(server, counts - before)
 
     def _projected(self, server: ServerBook) -> float:
         return self._detector.projected(server.reading, server.requests, server.tokens)
@@ -336,4 +372,4 @@ class PoolBook:
             counted = known_now & stage.among
             if stale.assume == "ignore" and (counted & fresh).any():
                 counted &= fresh
-            stage.settle(counted, self.counts, self.servers)
+            stage.settle(counted, self.counts)
