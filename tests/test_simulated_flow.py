@@ -18,6 +18,8 @@ from inferencesched.flowcontrol import (
     QueueBudget,
     QueueOutcome,
     Rejection,
+    SaturationGate,
+    UtilizationDetector,
     jain_index,
 )
 from inferencesched.simulator import (
@@ -161,6 +163,24 @@ def test_a_request_that_nobody_reports_on_has_lapsed_though_its_server_goes_on()
     simulation = played(workload, rationed(1, inflight_ttl=0.2), Cluster(servers=1))
     assert simulation.outcomes == [QueueOutcome.LAPSED, QueueOutcome.COMPLETED]
     assert simulation.wait.tolist() == [0.0, 100.0] and simulation.fleet.finish[0] > 300.0
+
+
+def test_who_waits_for_one_that_lapsed_waits_on():
+    """By the servers' own word they are full, for longer than anybody is waited for where nothing happens."""
+    workload = Workload.of("longer", [0.0, 100.0], [6_000] * 2, [2_500, 2], [[]] * 2, block_size=64)
+    cluster = Cluster(servers=1, engine=EngineConfig(kv_blocks=140))
+    full = FlowControl(
+        "full",
+        "",
+        lambda fleet, tenants: FlowController(
+            gate=SaturationGate(UtilizationDetector(kv_cache_util_threshold=0.6), credit=None),
+            budget=QueueBudget(ttl=None),
+            inflight_ttl=1.0,
+        ),
+    )
+    simulation = played(workload, full, cluster)
+    assert simulation.outcomes == [QueueOutcome.LAPSED, QueueOutcome.COMPLETED]
+    assert simulation.wait[1] > 11_000.0
 
 
 def test_servers_cannot_be_made_to_stop():

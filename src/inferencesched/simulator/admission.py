@@ -56,7 +56,8 @@ class QueuedSimulation(Course):
             self._waiting.setdefault(tenant.priority, {})[tenant.name] = 0
         self._held = 0  # how many wait, all together
         self._flying = 0
-        self._told = 0.0  # when somebody was last let go, ms
+        self._served = 0  # how many the servers have, whatever the controller thinks of them
+        self._quiet_since = 0.0  # when somebody last went to a server, or was done there, ms
 
     @property
     def waiting(self) -> int:
@@ -113,8 +114,8 @@ class QueuedSimulation(Course):
             at = self.fleet.advance_to_event(min(until, wake, self._next_tick()))
             if (
                 until == inf
-                and not self._flying
-                and (at == inf or (wake == inf and at - max(self._told, self._arrival[-1]) > _PATIENCE))
+                and not self._served
+                and (at == inf or (wake == inf and at - max(self._quiet_since, self._arrival[-1]) > _PATIENCE))
             ):
                 self._act(self.controller.shutdown(self._clock / 1e3), self._clock)
                 return
@@ -160,6 +161,8 @@ class QueuedSimulation(Course):
         for time, kind, place in zip(events.time.tolist(), events.kind.tolist(), events.request.tolist(), strict=True):
             if kind != FINISHED:
                 continue
+            self._served -= 1
+            self._quiet_since = time
             ticket = self._tickets[place]
             assert ticket is not None
             if ticket.outcome is QueueOutcome.DISPATCHED:
@@ -179,7 +182,8 @@ class QueuedSimulation(Course):
                 waiting[flow] -= 1
                 self._held -= 1
                 self._flying += 1
-                self._told = now
+                self._served += 1
+                self._quiet_since = now
                 self.wait[place] = now - self._arrival[place]
                 if i and not self.cluster.scrape_ms:
                     self._look(now)  # what is always fresh shows whom this very moment brought

@@ -215,7 +215,8 @@ def _figure(path: Path, count: int, title: str) -> Iterator[Sequence[Axes]]:
             panel.grid(visible=True, which="both", axis="y", alpha=0.25, linewidth=0.6)
         figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
         handles, labels = panels[0].get_legend_handles_labels()
-        columns = min(len(labels), 7) or 1
+        # as many beside each other as there is room for: a letter is about a 150th of the width
+        columns = max(1, min(len(labels), 150 // (max(map(len, labels), default=0) + 8)))
         figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
         metadata = {"Date": None} if path.suffix == ".svg" else None
         figure.savefig(path, dpi=140, metadata=metadata)
