@@ -14,6 +14,7 @@ from inferencesched.endpoints import Endpoints
 from inferencesched.errors import QueueRefusedError, TicketError
 from inferencesched.flowcontrol.controller import FlowController
 from inferencesched.flowcontrol.events import Dispatch, Event, Rejection, Revoke
+from inferencesched.flowcontrol.explain import FlowExplanation, explain
 from inferencesched.flowcontrol.flows import QueueItem, Ticket
 from inferencesched.flowcontrol.log import RecordedController
 from inferencesched.flowcontrol.outcomes import QueueOutcome, refusal
@@ -178,9 +179,20 @@ class Desk(Generic[A]):
         self.waiting.pop(ticket.number, None)
         self.flying.pop(ticket.number, None)
         if _goes(ticket):
-            self.controller.revoked(ticket, now=now, requeue=True)
+            self._revoke(ticket, now, requeue=True)
         if ticket.waiting:
             self.controller.cancel(ticket, now)
+
+    def _revoke(self, ticket: Ticket, now: float, *, requeue: bool) -> None:
+        """Say that a server stopped; where a policy raises, the ticket has ended all the same."""
+        try:
+            self.controller.revoked(ticket, now=now, requeue=requeue)
+        except BaseException:
+            if _goes(ticket):
+                self.controller.completed(ticket, now=now)
+            elif ticket.waiting:
+                self.controller.cancel(ticket, now)
+            raise
 
     def settle(self, admission: A, *, stopped: bool = False, requeue: bool = False) -> None:
         """Say that a server is done with a request, or has stopped working on it because it should.
@@ -193,7 +205,7 @@ class Desk(Generic[A]):
             return  # nobody said in time how it ended: it has lapsed
         now = self.now()
         if stopped:
-            self.controller.revoked(ticket, now=now, requeue=requeue and admission._again and not admission.streamed)
+            self._revoke(ticket, now, requeue=requeue and admission._again and not admission.streamed)
             if ticket.waiting:
                 self.waiting[ticket.number] = admission
                 admission._requeued, admission._revoking = True, False
@@ -217,6 +229,12 @@ class Desk(Generic[A]):
         now = self.now()
         self.controller.dispatched(admission.ticket, endpoint, now)
         self.step(now)
+
+    def explain(self, admission: A) -> FlowExplanation:
+        """Say why a request waits, or how it ended."""
+        if not admission._asked:
+            raise TicketError(f"request {admission.item.request_id!r} was never queued")
+        return explain(self.controller, admission.ticket, self.now())
 
     def shutdown(self) -> None:
         """Let nobody in any more, and everybody out who waits."""

@@ -20,6 +20,7 @@ from typing import Any, Final, Self, TypeVar, final
 from inferencesched.endpoints import Endpoints
 from inferencesched.errors import QueueRevokedError, whole_number
 from inferencesched.flowcontrol.admission import Admission, Controller, Desk
+from inferencesched.flowcontrol.explain import FlowExplanation
 from inferencesched.flowcontrol.flows import QueueItem
 
 T = TypeVar("T")
@@ -163,6 +164,10 @@ class AsyncFlowController:
     def shutdown(self) -> None:
         """Let nobody in any more, and everybody out who waits, with `QueueEvictedError`; what is in flight may complete."""
         self._desk.shutdown()
+
+    def explain(self, admission: AsyncAdmission) -> FlowExplanation:
+        """Return why a request waits, or how it ended. Errors: `TicketError` for one that was never queued."""
+        return self._desk.explain(admission)
 
     # -- inside ------------------------------------------------------------------------------------
 

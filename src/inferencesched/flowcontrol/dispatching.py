@@ -1,7 +1,7 @@
 """Who goes now? The three tiers, from the bands down to one ticket."""
 
 from collections.abc import Sequence
-from math import inf
+from math import inf, nan
 from types import MappingProxyType
 from typing import Any, Final, final
 
@@ -41,6 +41,7 @@ class Dispatcher:
         "_rate",
         "_reclaimer",
         "_strict",
+        "seen",
     )
 
     def __init__(
@@ -67,6 +68,8 @@ class Dispatcher:
         self._rate = rate
         self._legacy = legacy
         self._strict = type(band_policy) is StrictBands
+        #: When who might go last: the time, how full it was in the end, and the ceiling of each priority. For explanations.
+        self.seen: tuple[float, float, Sequence[float], tuple[int, ...]] = (nan, nan, (), ())
 
     def drain(self, events: list[Event], now: float) -> None:
         """Dispatch while there is a band that may and has something waiting."""
@@ -76,6 +79,7 @@ class Dispatcher:
             level = self._drain_strictly(ceilings, level, events, now)
         else:
             level = self._drain_choosing(ceilings, level, events, now)
+        self.seen = (now, level, ceilings, self._books.priorities)
         if len(events) > before:
             self._rate.dispatched(len(events) - before, now)
         if self._reclaimer is not None and self._books.requests:
@@ -83,6 +87,16 @@ class Dispatcher:
                 if band.requests:
                     inflight = MappingProxyType(self._inflight)
                     events += map(Revoke, self._reclaimer.reclaim(band, level, ceiling, inflight, now))
+
+    @property
+    def policy(self) -> BandPolicy:
+        """Which band goes first?"""
+        return self._band_policy
+
+    @property
+    def aware(self) -> bool:
+        """Does the gate ask which servers a request could go to?"""
+        return self._aware is not None
 
     def _drain_strictly(self, ceilings: Sequence[float], level: float, events: list[Event], now: float) -> float:
         """Empty band after band, from the greatest priority down, as far as each may; return the level at the end."""

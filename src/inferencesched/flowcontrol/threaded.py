@@ -20,6 +20,7 @@ from typing import Protocol, Self, TypeVar, final
 from inferencesched.endpoints import Endpoints
 from inferencesched.errors import QueueRevokedError, whole_number
 from inferencesched.flowcontrol.admission import Admission, Controller, Desk
+from inferencesched.flowcontrol.explain import FlowExplanation
 from inferencesched.flowcontrol.flows import QueueItem
 
 T = TypeVar("T")
@@ -180,6 +181,11 @@ class ThreadedFlowController:
     def shutdown(self) -> None:
         """Let nobody in any more, and everybody out who waits, with `QueueEvictedError`; what is in flight may complete."""
         self._locked(self._desk.shutdown)
+
+    def explain(self, admission: ThreadAdmission) -> FlowExplanation:
+        """Return why a request waits, or how it ended. Errors: `TicketError` for one that was never queued."""
+        with self._lock:
+            return self._desk.explain(admission)
 
     # -- inside ------------------------------------------------------------------------------------
 

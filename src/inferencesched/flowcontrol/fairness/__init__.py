@@ -23,7 +23,7 @@ from inferencesched.flowcontrol.fairness.attained import LeastAttainedService
 from inferencesched.flowcontrol.fairness.counters import StartTimeFair, VirtualTokenCounter
 from inferencesched.flowcontrol.fairness.locality import DeficitLongestPrefix, DoubleDeficitLongestPrefix
 from inferencesched.flowcontrol.fairness.measures import WaitMeans, jain_index
-from inferencesched.flowcontrol.fairness.order import FairnessPolicy, FlowHeap
+from inferencesched.flowcontrol.fairness.order import FairnessPolicy, FlowHeap, RankedOrder
 from inferencesched.flowcontrol.fairness.strict import GlobalStrict
 from inferencesched.flowcontrol.fairness.turns import DeficitRoundRobin, RoundRobin
 
@@ -35,6 +35,7 @@ __all__ = [
     "FlowHeap",
     "GlobalStrict",
     "LeastAttainedService",
+    "RankedOrder",
     "RoundRobin",
     "StartTimeFair",
     "VirtualTokenCounter",

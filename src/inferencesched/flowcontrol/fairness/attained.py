@@ -1,13 +1,13 @@
 """Who has attained least service lately?"""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from math import inf, isfinite, log2
 from typing import final
 
 from inferencesched.errors import InvalidInputError
 from inferencesched.flowcontrol.fairness.order import FlowHeap
-from inferencesched.flowcontrol.flows import Flow, FlowOrder
+from inferencesched.flowcontrol.flows import Flow, FlowOrder, Ticket
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +101,8 @@ class _ScoreOrder:
 
     __slots__ = ("_attained", "_flows", "_head_wait", "_service")
 
+    rule = "little service lately and a long wait"
+
     def __init__(self, attained: _Attained, service: float, head_wait: float) -> None:
         self._attained = attained
         self._service = service
@@ -115,17 +117,28 @@ class _ScoreOrder:
         heads = [(flow, head) for flow in self._flows if flow not in passed and (head := flow.queue.head()) is not None]
         if len(heads) < 2:
             return heads[0][0] if heads else None
+        best, best_score, best_number = None, -inf, 0
+        for flow, number, score in self._scores(heads, now):
+            if score > best_score or (score == best_score and number < best_number):
+                best, best_score, best_number = flow, score, number
+        return best
+
+    def _scores(self, heads: list[tuple[Flow, Ticket]], now: float) -> Iterator[tuple[Flow, int, float]]:
+        """Walk flows with their heads' numbers and their scores."""
         services = [self._attained.at(flow, now) for flow, _ in heads]
         waits = [now - head.enqueued_at for _, head in heads]
-        least, most = min(services), max(services)
-        shortest, longest = min(waits), max(waits)
-        best, best_score, best_number = None, -inf, 0
+        least, most = min(services, default=0.0), max(services, default=0.0)
+        shortest, longest = min(waits, default=0.0), max(waits, default=0.0)
         for (flow, head), service, wait in zip(heads, services, waits, strict=True):
             score = self._service * (1.0 - scaled(service, least, most))
             score += self._head_wait * scaled(wait, shortest, longest)
-            if score > best_score or (score == best_score and head.number < best_number):
-                best, best_score, best_number = flow, score, head.number
-        return best
+            yield flow, head.number, score
+
+    def ranking(self, now: float) -> list[tuple[Flow, float]]:
+        """Return the flows that wait, the greatest score first, and their service. O(F log F)."""
+        heads = [(flow, head) for flow in self._flows if (head := flow.queue.head()) is not None]
+        scores = sorted(self._scores(heads, now), key=lambda scored: (-scored[2], scored[1]))
+        return [(flow, self._attained.at(flow, now)) for flow, _, _ in scores]
 
     def served(self, flow: Flow, cost: float, now: float) -> None:
         self._attained.add(flow, cost, now)
@@ -146,6 +159,8 @@ class _LeastOrder(FlowHeap):
 
     __slots__ = ("_attained",)
 
+    rule = "the least service lately"
+
     def __init__(self, attained: _Attained) -> None:
         super().__init__()
         self._attained = attained
@@ -153,6 +168,9 @@ class _LeastOrder(FlowHeap):
     def arrived(self, flow: Flow, now: float) -> None:
         self._attained.begin(flow, now)
         self.changed(flow, now)
+
+    def _number_of(self, flow: Flow, now: float) -> float:
+        return self._attained.at(flow, now)
 
     def served(self, flow: Flow, cost: float, now: float) -> None:
         self._attained.add(flow, cost, now)

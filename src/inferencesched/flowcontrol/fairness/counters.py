@@ -35,6 +35,8 @@ class _CounterOrder(FlowHeap):
 
     __slots__ = ("_floor",)
 
+    rule = "the least counter of what was served"
+
     def __init__(self) -> None:
         super().__init__()
         self._floor = 0.0
@@ -97,9 +99,14 @@ class _StartTimeOrder(FlowHeap):
 
     __slots__ = ("_time",)
 
+    rule = "the least start tag"
+
     def __init__(self) -> None:
         super().__init__()
         self._time = 0.0
+
+    def _number_of(self, flow: Flow, now: float) -> float:
+        return flow.tag
 
     def arrived(self, flow: Flow, now: float) -> None:
         time, counter = self._time, flow.counter

@@ -87,6 +87,8 @@ class _PrefixOrder(FlowHeap):
 
     __slots__ = ("_look", "_picked", "_prompt", "_quantum", "_ready", "_round", "_saved", "_uncached")
 
+    rule = "most cached, of those with a balance"
+
     def __init__(self, uncached: Uncached, quantum: float, prompt: float, look: int) -> None:
         super().__init__()
         self._uncached = uncached
@@ -120,6 +122,27 @@ class _PrefixOrder(FlowHeap):
             if not self._refill():
                 return None
 
+    def ranking(self, now: float) -> list[tuple[Flow, float]]:
+        """Return the flows that wait, and their balances: who has one by cached tokens, then the others by when they have one.
+
+        Asks for the cached tokens of all their heads.
+        """
+        owing = sorted(entry for entry in self._entries if entry[2].entry == entry[1])
+        rounds = [(self._round, flow) for flow in self._ready]
+        rounds += [(max(self._round, due), flow) for due, _, flow in owing]
+        places = []
+        for place, (due, flow) in enumerate(rounds):
+            head = flow.queue.head()
+            if head is not None:
+                beyond = due == self._round and place >= self._look
+                places.append((due, beyond, -cached_tokens(head, self._uncached(head)), head.number, flow))
+        return [(flow, self._balance(flow)) for *_, flow in sorted(places, key=lambda place: place[:-1])]
+
+    def _balance(self, flow: Flow) -> float:
+        """Return what is left of a flow's share, with the quanta that it has not been given yet."""
+        rounds, share = self._round - flow.tag, self._quantum * flow.weight
+        return max(flow.counter, min(share, flow.counter + rounds * share)) if rounds else flow.counter
+
     def served(self, flow: Flow, cost: float, now: float) -> None:
         ticket, self._picked = self._picked, None
         if ticket is not None and ticket.flow is flow:
@@ -144,11 +167,7 @@ class _PrefixOrder(FlowHeap):
 
     def _pay(self, flow: Flow, cost: float) -> None:
         """Take a cost off a balance, after the quanta that it has not been given yet."""
-        rounds, flow.tag = self._round - flow.tag, self._round
-        if rounds:
-            share = self._quantum * flow.weight
-            flow.counter = max(flow.counter, min(share, flow.counter + rounds * share))
-        flow.counter -= cost
+        flow.counter, flow.tag = self._balance(flow) - cost, self._round
 
     def _place(self, flow: Flow) -> None:
         """Put a flow that waits among those that may go, or among those that have to wait for rounds."""
@@ -220,6 +239,8 @@ class _ServerOrder(FlowHeap):
 
     __slots__ = ("_pairs", "_picked", "_policy", "_ready", "_round", "_saved", "_server")
 
+    rule = "most cached, of those with a balance at a server"
+
     def __init__(self, policy: DoubleDeficitLongestPrefix) -> None:
         super().__init__()
         self._policy = policy
@@ -268,6 +289,26 @@ class _ServerOrder(FlowHeap):
                 return found.flow
             if not self._refill():
                 return None
+
+    def ranking(self, now: float) -> list[tuple[Flow, float]]:
+        """Return the flows that wait, and their greatest balances: who has one by cached tokens, then the others, near enough.
+
+        Asks for the cached tokens of all their heads.
+        """
+        due = {flow: key for key, number, flow in self._entries if flow.entry == number}
+        places = []
+        for flow in self._pairs:
+            head = flow.queue.head()
+            if head is not None:
+                servers = self._policy.uncached(head) or _NOWHERE
+                balances = {server: self._balance(flow, server) for server in servers}
+                most = max(balances.values())
+                cached = max(
+                    (cached_tokens(head, servers[s]) for s, left in balances.items() if left > 0 and flow not in due),
+                    default=-1.0,
+                )
+                places.append((due.get(flow, 0), cached < 0, -cached, head.number, flow, most))
+        return [(flow, most) for *_, flow, most in sorted(places, key=lambda place: place[:4])]
 
     def served(self, flow: Flow, cost: float, now: float) -> None:
         ticket, self._picked = self._picked, None

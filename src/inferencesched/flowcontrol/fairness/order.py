@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 from heapq import heapify, heappop, heappush, heapreplace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from inferencesched.flowcontrol.flows import Flow, FlowOrder
 
@@ -15,6 +15,23 @@ class FairnessPolicy(Protocol):
         ...
 
 
+@runtime_checkable
+class RankedOrder(Protocol):
+    """After whom is it a flow's turn? Optional, beside `FlowOrder`: for explanations. ``rule`` is what decides, in words."""
+
+    @property
+    def rule(self) -> str:
+        """By what is it decided who goes next?"""
+        ...
+
+    def ranking(self, now: float) -> list[tuple[Flow, float]]:
+        """Return the flows that wait, whoever goes next first, were nobody charged meanwhile; and the number that decides, or NaN.
+
+        Changes nothing: `pick` answers afterwards what it would have answered.
+        """
+        ...
+
+
 class FlowHeap:
     """Which flow has the least key? What orders by a number are made of: they inherit `pick`.
 
@@ -24,6 +41,8 @@ class FlowHeap:
     """
 
     __slots__ = ("_active", "_entries", "_number")
+
+    rule = "the least key"
 
     def __init__(self) -> None:
         self._entries: list[tuple[Any, int, Flow]] = []
@@ -43,6 +62,15 @@ class FlowHeap:
             else:
                 return flow
         return None
+
+    def ranking(self, now: float) -> list[tuple[Flow, float]]:
+        """Return the flows that wait, whoever goes next first, and the number that decides. O(F log F)."""
+        entries = sorted(entry for entry in self._entries if entry[2].entry == entry[1])
+        return [(flow, self._number_of(flow, now)) for _, _, flow in entries]
+
+    def _number_of(self, flow: Flow, now: float) -> float:
+        """Return the number by which a flow is compared with others, as people read it."""
+        return flow.counter
 
     def _pick_beyond(self, passed: Collection[Flow]) -> Flow | None:
         """Return the first that is not in `passed`, which the first of all is."""

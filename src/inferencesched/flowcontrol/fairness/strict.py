@@ -3,11 +3,15 @@
 from collections.abc import Collection
 from dataclasses import dataclass
 from heapq import heapify
-from typing import Any, final
+from math import nan
+from typing import Any, Final, final
 
 from inferencesched.flowcontrol.fairness.order import FlowHeap
 from inferencesched.flowcontrol.flows import Flow, FlowOrder, Ticket
 from inferencesched.flowcontrol.ordering import AdaptiveQueue
+
+#: What decides, in words.
+STRICT_RULE: Final = "the first head of all"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +36,8 @@ class _StrictOrder(FlowHeap):
 
     __slots__ = ("_adaptive", "_newest", "_stale")
 
+    rule = STRICT_RULE
+
     def __init__(self) -> None:
         super().__init__()
         self._adaptive: AdaptiveQueue | None = None
@@ -48,12 +54,21 @@ class _StrictOrder(FlowHeap):
         if adaptive is not None and (self._stale or adaptive.newest_first != self._newest):
             self._newest, self._stale = adaptive.newest_first, False
             self._entries[:] = [
-                (self._key(head), number, flow)
+                (self._key(head, self._newest), number, flow)
                 for _, number, flow in self._entries
                 if flow.entry == number and (head := flow.queue.head()) is not None
             ]
             heapify(self._entries)
         return FlowHeap.pick(self, now, passed)
+
+    def ranking(self, now: float) -> list[tuple[Flow, float]]:
+        """Return the flows that wait, the first head first; no number decides. O(F log F)."""
+        newest = self._newest if self._adaptive is None else self._adaptive.newest_first
+        heads = [
+            (flow, head) for _, number, flow in self._entries if flow.entry == number and (head := flow.queue.head())
+        ]
+        heads.sort(key=lambda each: self._key(each[1], newest))
+        return [(flow, nan) for flow, _ in heads]
 
     def served(self, flow: Flow, cost: float, now: float) -> None:
         self.changed(flow, now)
@@ -69,10 +84,10 @@ class _StrictOrder(FlowHeap):
         if head is None:
             self._drop(flow)
         else:
-            self._again(flow, self._key(head))
+            self._again(flow, self._key(head, self._newest))
 
-    def _key(self, head: Ticket) -> Any:
+    def _key(self, head: Ticket, newest: bool) -> Any:
         """Return the head's place among all heads: of a plain queue its number, else its key and its number."""
         if head.key is not None:
             return (head.key, head.number)
-        return -head.number if self._newest else head.number
+        return -head.number if newest else head.number

@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Collection
 from dataclasses import dataclass
-from math import isfinite
+from math import ceil, isfinite, nan
 from typing import Final, final
 
 from sortedcontainers import SortedDict
@@ -29,6 +29,8 @@ class RoundRobin:
 class _RoundRobinOrder:
     __slots__ = ("_flows", "_last")
 
+    rule = "the next id in turn"
+
     def __init__(self) -> None:
         self._flows: SortedDict[str, Flow] = SortedDict()
         self._last: Flow | None = None
@@ -48,6 +50,12 @@ class _RoundRobinOrder:
             if flow not in passed:
                 return flow
         return None
+
+    def ranking(self, now: float) -> list[tuple[Flow, float]]:
+        """Return the flows that wait, from whose turn it is; no number decides. O(F)."""
+        flows, last = list(self._flows.values()), self._last
+        first = 0 if last is None or last.id not in last.band.flows else self._flows.bisect_right(last.id)
+        return [(flow, nan) for flow in flows[first:] + flows[:first]]
 
     def served(self, flow: Flow, cost: float, now: float) -> None:
         self._last = flow
@@ -96,6 +104,8 @@ class _DeficitOrder:
 
     __slots__ = ("_gone", "_quantum", "_turns")
 
+    rule = "who has first saved enough"
+
     def __init__(self, quantum: float) -> None:
         self._quantum = quantum
         self._turns: deque[Flow] = deque()
@@ -133,6 +143,16 @@ class _DeficitOrder:
                 turned = 0
             self._begin()
         return None
+
+    def ranking(self, now: float) -> list[tuple[Flow, float]]:
+        """Return the flows that wait, whoever has first saved enough first, and what each has saved. O(F log F)."""
+        places = []
+        for turn, flow in enumerate(self._turns):
+            head = flow.queue.head()
+            if head is not None:
+                rounds = max(0, ceil((head.cost - flow.counter) / (self._quantum * flow.weight)))
+                places.append((max(0, rounds - 1) if turn and rounds else rounds, turn, flow))
+        return [(flow, flow.counter) for _, _, flow in sorted(places, key=lambda place: place[:2])]
 
     def served(self, flow: Flow, cost: float, now: float) -> None:
         flow.counter -= cost
