@@ -154,7 +154,7 @@ class Pair:
             if Dispatch in kinds:  # who was to expire has gone
                 return
         self.now = at
-        assert self.plainly("step"), "woken for nothing"
+        assert self.plainly("step") or self.setting.reclaims, "woken for nothing"
 
     # -- what is compared --------------------------------------------------------------------------------
 
@@ -183,7 +183,10 @@ class Pair:
             assert state != WAITS or ticket.expires_at == twin.expires_at(entry)
         flying = [e.number for e in twin.flying()]
         assert self.gate.flying == len(flying)
-        assert self.reclaimer is None or self.reclaimer.flying == flying
+        assert self.gate.places == twin.placed
+        if self.reclaimer is not None:
+            assert self.reclaimer.flying == flying
+            assert self.reclaimer.revoking == {e.number for e in twin.flying() if e.revoking}
         assert isinstance(self.policy, StrictBands) or self.policy.paid == twin.paid
         waiting = sum(band.requests for band in bands.values())
         assert len(real._expiry) <= 2 * waiting + 64

@@ -38,7 +38,7 @@ SETTINGS = {
         Setting("drr", fairness="drr", ttl=40.0, quantum=16.0, priorities=(0,), slots=1),
         Setting("drr, any makes room", fairness="drr", displace="any", capacity=Capacity(8), inflight_ttl=4.0),
         Setting("drr by deadline", fairness="drr", quantum=2.0, ordering="edf", flow_ttls=(("a", 3.0),), **_SOON),
-        Setting("rr", fairness="rr", capacity=Capacity(size_bytes=80), most_idle=1, first_token=0.5),
+        Setting("rr", fairness="rr", capacity=Capacity(size_bytes=80), most_idle=1, first_token=1.0),
         Setting("rr by objective", fairness="rr", ordering="slo", inflight_ttl=2.0, objective_ttls=(("fast", 2.0),)),
         Setting("strict", fairness="strict", capacity=Capacity(6), displace="any", empty_ttl=30.0, bands=(2, 0, -1)),
         Setting("strict, newest first", fairness="strict", ordering="lifo", ttl=None, empty_ttl=4.0, **_SOON),
@@ -63,9 +63,10 @@ class Valve:
 
     def __init__(self, slots):
         self.slots = slots
-        self.flying = self.seen = 0
+        self.flying = 0
         self.shut = self.empty = False
         self.blocked = set()
+        self.places = []
 
     def observe(self, endpoints, now):
         self.empty = not len(endpoints)
@@ -75,6 +76,9 @@ class Valve:
 
     def dispatched(self, ticket, now):
         self.flying += 1
+
+    def placed(self, ticket, now):
+        self.places.append((ticket.number, ticket.endpoint))
 
     def finished(self, ticket, now):
         self.flying -= 1
@@ -88,17 +92,20 @@ class AwareValve(Valve):
 
 
 class Newest:
-    """Takes the newest of a lower priority back, one for each band that is kept waiting."""
+    """Takes the newest of a lower priority back for a band that is kept waiting, and then nobody for a while."""
 
     def __init__(self):
         self.revoking = set()
         self.flying = []
+        self.rests_until = -inf
 
     def reclaim(self, band, level, ceiling, inflight, now):
         lower = [t for t in inflight.values() if t.item.priority < band.priority and t.number not in self.revoking]
-        taken = lower[-1:] if level >= ceiling else []
-        self.revoking.update(ticket.number for ticket in taken)
-        return taken
+        if level < ceiling or now < self.rests_until or not lower:
+            return []
+        self.revoking.add(lower[-1].number)
+        self.rests_until = now + 0.5
+        return lower[-1:]
 
     def dispatched(self, ticket, now):
         assert ticket.number not in self.revoking
@@ -112,7 +119,7 @@ class Newest:
         self.flying.remove(ticket.number)
 
     def next_wakeup(self, now):
-        return inf
+        return self.rests_until if self.rests_until > now else inf
 
 
 class Ageing:

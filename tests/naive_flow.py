@@ -140,10 +140,11 @@ class NaiveController:
         self.empty, self.flipped = False, -inf
         self.closed = self.shut = False
         self.blocked: set[str] = set()
-        self.collected = -inf
+        self.collected = self.rests_until = -inf
         self.untold: list[tuple] = []
         self.drains: list[tuple[int, float]] = []
         self.paid: list[tuple[int, float]] = []
+        self.placed: list[tuple[int, str]] = []
 
     # -- what is so now ------------------------------------------------------------------------------
 
@@ -343,13 +344,14 @@ class NaiveController:
         return None
 
     def reclaim(self, band):
-        """Take back the newest of a lower priority, one for each band that is kept waiting."""
+        """Take back the newest of a lower priority for a band that is kept waiting, and then nobody for a while."""
         if not self.setting.reclaims or not band.waiting() or self.level() < self.ceiling(band):
             return []
         lower = [e for e in self.flying() if e.item.priority < band.priority and not e.revoking]
-        if not lower:
+        if not lower or self.now < self.rests_until:
             return []
         lower[-1].revoking = True
+        self.rests_until = self.now + 0.5
         return [("Revoke", lower[-1].number)]
 
     def next_wakeup(self, now):
@@ -357,6 +359,8 @@ class NaiveController:
         times = [now] if self.untold else []
         times += [self.expires_at(e) for e in self.waiting()]
         times += [e.dispatched_at + self.setting.inflight_ttl for e in self.flying()]
+        if self.waiting() and self.rests_until > now:
+            times.append(self.rests_until)
         at = min(times, default=inf)
         return None if at == inf else max(at, now)
 
@@ -378,6 +382,7 @@ class NaiveController:
     def dispatched(self, number, endpoint, now):
         self.turn(now)
         self.in_flight(number).endpoint = endpoint
+        self.placed.append((number, endpoint))
 
     def completed(self, number, usage, now):
         self.turn(now)

@@ -200,15 +200,18 @@ def virtual_time_stands_still(right):
     return served
 
 
-@mutant(_DRR, "served", "drr", "drr by deadline")
-def who_has_emptied_saves_the_quantum(right):
-    def served(self, flow, cost, now):
-        left = flow.counter - cost
-        right(self, flow, cost, now)
-        if not len(flow.queue):
-            flow.tag = left
+@mutant(_DRR, "arrived", "drr", "drr by deadline")
+def who_had_emptied_has_saved_a_quantum(right):
+    def arrived(self, flow, now):
+        right(self, flow, now)
+        flow.counter += self._quantum
 
-    return served
+    return arrived
+
+
+@mutant(_DRR, "settled", "drr", "drr by deadline")
+def a_deficit_never_knows_what_it_came_to_cost(right):
+    return lambda self, flow, correction, now: None
 
 
 @mutant(_RR, "served", "rr", "rr by objective")
@@ -415,15 +418,6 @@ def noticed(where):
 @pytest.mark.parametrize("name", MUTANTS)
 def test_a_wrong_controller_is_noticed(name, monkeypatch):
     target, method, make, where = MUTANTS[name]
-    if name == "who_has_emptied_saves_the_quantum":  # it takes two: what is saved is there when the flow comes back
-        arrived = _DRR.arrived
-
-        def arrives_with(self, flow, now):
-            arrived(self, flow, now)
-            flow.counter += flow.tag
-            flow.tag = 0.0
-
-        monkeypatch.setattr(_DRR, "arrived", arrives_with)
     monkeypatch.setattr(target, method, make(getattr(target, method)))
     assert noticed(where)
 
