@@ -356,6 +356,23 @@ def test_readers_and_writers_at_once_lose_nothing():
     assert [producer.index.blocks(slot) for slot in range(3)] == [2 * 150 * 3] * 3
 
 
+@pytest.mark.parametrize("make", [isched.ApproximatePrefixProducer, isched.PrecisePrefixProducer])
+def test_what_comes_late_for_who_left_leaves_the_new_owner_of_the_slot_alone(make):
+    """A stage of an old decision is booked, and an engine's last event arrives, when the slot is another's already."""
+    producer, pool = make(block_size=BLOCK), pool_of("a", "b")
+    before, late = pool.snapshot(), request_of(prompt(4, first=50))
+    receipt = producer.produce(late, before, at(0.0)).receipt
+    pool.leave("b")
+    pool.join("c")
+    send(producer, pool, request_of(prompt(4)), "c")
+    producer.commit(receipt, 1, now=0.0)
+    if isinstance(producer, isched.PrecisePrefixProducer):
+        batch = isched.EventBatch(events=(stored(prompt(4, first=50)),))
+        producer.apply(before.slots[1], before.generations[1], batch)
+    assert matches(producer, pool, request_of(prompt(4))) == ([0.0, 1.0], [0.0, 16.0])
+    assert matches(producer, pool, late) == ([0.0, 0.0], [0.0, 0.0])
+
+
 # --- recency -----------------------------------------------------------------------------------------------------
 
 

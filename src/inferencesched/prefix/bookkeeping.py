@@ -43,13 +43,16 @@ class IndexHealth(NamedTuple):
 
 @final
 class Stays:
-    """Whose blocks does each slot hold? A generation a slot; -1 is nobody's yet.
+    """Whose blocks does each slot hold? A generation a slot; -1 is nobody's yet. A slot never goes back to an older stay: who
+    comes late for one asks `over` first.
 
     >>> stays = Stays()
     >>> stays.claim(2, generation=7), stays.claim(2, generation=7), stays.claim(2, generation=8)
     (False, False, True)
     >>> stays.current(np.array([0, 2]), np.array([7, 8]))
     array([False,  True])
+    >>> stays.over(2, generation=7), stays.over(2, generation=8)
+    (True, False)
     """
 
     __slots__ = ("_generations",)
@@ -60,6 +63,10 @@ class Stays:
     def __len__(self) -> int:
         """How many slots are there room for?"""
         return len(self._generations)
+
+    def over(self, slot: int, generation: int) -> bool:
+        """Return whether the slot is a newer stay's by now: what is still said of this one is about somebody who left."""
+        return slot < len(self._generations) and int(self._generations[slot]) > generation
 
     def claim(self, slot: int, generation: int) -> bool:
         """Give a slot to an endpoint's stay; return whether it was somebody else's before."""

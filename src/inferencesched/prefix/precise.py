@@ -131,15 +131,22 @@ class PrecisePrefixProducer:
         return self._applier.stats
 
     def apply(self, slot: int, generation: int, batch: EventBatch) -> None:
-        """What does this engine say? `slot` and `generation` are its endpoint's. Errors: `KVEventError`."""
+        """What does this engine say? `slot` and `generation` are its endpoint's. Errors: `KVEventError`.
+
+        What comes late of an engine that left, after another endpoint has its slot, is passed over.
+        """
         with self._lock:
+            if self._stays.over(int(slot), int(generation)):
+                return
             slot = self._claim(slot, generation)
             self._note_tiers(slot, batch)
             self._applier.apply(slot, batch)
 
     def take(self, slot: int, generation: int, step: StreamStep[EventBatch]) -> None:
-        """What does a step of this engine's stream change (`EventStream`)? Errors: `KVEventError`."""
+        """What does a step of this engine's stream change (`EventStream`)? As `apply`. Errors: `KVEventError`."""
         with self._lock:
+            if self._stays.over(int(slot), int(generation)):
+                return
             slot = self._claim(slot, generation)
             for _, batch in step.ready:
                 self._note_tiers(slot, batch)
@@ -197,7 +204,10 @@ class PrecisePrefixProducer:
             return
         with self._lock:
             self._forget_old(now)
-            self._claim(slot, int(receipt.endpoints.generations[receipt.position(slot)]))
+            generation = int(receipt.endpoints.generations[receipt.position(slot)])
+            if self._stays.over(slot, generation):
+                return
+            self._claim(slot, generation)
             self.speculative.insert(slot, receipt.hashes)
             self._recency.touch(slot, receipt.hashes, now)
 

@@ -220,6 +220,8 @@ class ApproximatePrefixProducer:
         self, hashes: HashArray, slot: int, generation: int, endpoints: Endpoints, position: int, now: float
     ) -> None:
         """Note that the prompt went to a slot; what another endpoint held there is forgotten."""
+        if self._stays.over(slot, generation):
+            return
         if self._stays.claim(slot, generation):
             self.index.clear(slot)
             self._limits.pop(slot, None)
