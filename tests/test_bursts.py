@@ -154,6 +154,36 @@ def test_a_scheduler_assigns_bursts_and_books_them():
     assert pool.ledger().inflight_tokens == 384
 
 
+def test_producers_learn_where_an_assigner_sent_each():
+    pool, prefixes = pool_of({"a": 0, "b": 0}), isched.ApproximatePrefixProducer(block_size=64)
+    assigner = isched.BurstAssigner(max_per_replica=2)
+    scheduler = isched.Scheduler(isched.default_profile(), producers=(prefixes,), assigner=assigner)
+    tokens = np.arange(192, dtype=np.uint32)
+    burst = [isched.InferenceRequest(request_id=str(i), tokens=tokens) for i in range(2)]
+    before = pool.snapshot()
+    results = scheduler.assign(burst, before, now=0.0, rng=np.random.default_rng(0))
+    assert (
+        pool.snapshot() is before and not prefixes.produce(burst[0], before, CYCLE).columns[isched.PREFIX_MATCH].any()
+    )
+    for result in results:
+        scheduler.reserve(result, pool, now=0.0)
+    assert prefixes.produce(burst[0], pool.snapshot(), CYCLE).columns[isched.PREFIX_MATCH].tolist() == [1.0, 0.0]
+
+
+def test_an_assigner_sees_whom_the_policy_on_stale_servers_leaves():
+    pool = isched.InferencePool()
+    for name in "ab":
+        pool.join(name)
+    pool.observe("b", {isched.RUNNING_REQUESTS: 9}, now=10.0)
+    stale = isched.StalePolicy(2.0, "exclude")
+    scheduler = isched.Scheduler(isched.default_profile(), assigner=isched.BurstAssigner(), stale=stale)
+    burst, rng = burst_of([(1, 2)] * 2), np.random.default_rng(0)
+    assert [each.endpoint for each in scheduler.assign(burst, pool.snapshot(), now=10.0, rng=rng)] == ["b", "b"]
+    with pytest.raises(isched.NoEndpointsError, match="observed in the last 2.0 s"):
+        scheduler.assign(burst, pool.snapshot(), now=20.0, rng=rng)
+    assert scheduler.assign([], pool.snapshot(), now=20.0, rng=rng) == []
+
+
 @pytest.mark.parametrize(
     ("make", "parameter"),
     [

@@ -107,6 +107,56 @@ def test_output_is_expected_until_the_end():
     assert tokens() == 0
 
 
+def test_of_two_requests_with_one_id_the_one_that_ended_is_over():
+    producer = isched.InflightLoadProducer(isched.LoadEstimate(True))
+    pool, scheduler, rng = world(producer)
+    booked = [
+        scheduler.schedule_and_reserve(
+            isched.InferenceRequest(request_id="r", input_tokens=tokens), pool, now=0.0, rng=rng, exclude=other
+        )
+        for tokens, other in ((100, ["b"]), (1000, ["a"]))
+    ]
+    for each in booked:
+        each.first_token(now=0.1)
+    booked[0].complete(now=0.2)
+    assert seen(producer, pool)[isched.INFLIGHT_TOKENS].tolist() == [0, 1500]
+    booked[1].complete(now=0.2)
+    assert seen(producer, pool)[isched.INFLIGHT_TOKENS].tolist() == [0, 0]
+
+
+class Trips:
+    """A producer that raises at the third decision."""
+
+    produces, seen = (), 0
+
+    def produce(self, request, endpoints, cycle):
+        return isched.Produced({}, None)
+
+    def commit(self, receipt, slot, *, now):
+        pass
+
+    def decided(self, receipt, result, *, now):
+        self.seen += 1
+        if self.seen == 3:
+            raise RuntimeError("tripped")
+
+
+def test_nothing_is_expected_of_what_was_withdrawn():
+    """A batch of which the third fails: the first two are withdrawn, and so is what the producers heard of the third."""
+    load = isched.InflightLoadProducer(isched.LoadEstimate(True))
+    latency = isched.PredictedLatencyProducer(isched.OnlineLatencyPredictor(), streaming=True)
+    pool = isched.InferencePool()
+    for name in "ab":
+        pool.join(name)
+    scheduler = isched.Scheduler(isched.default_profile(), producers=(latency, load, Trips()))
+    requests = [isched.InferenceRequest(request_id=str(i), input_tokens=100, slo_tpot=0.1) for i in range(4)]
+    with pytest.raises(RuntimeError, match="tripped"):
+        scheduler.schedule_many(requests, pool, now=0.0, rng=np.random.default_rng(0))
+    assert pool.ledger().reserved_requests == 0
+    assert seen(load, pool)[isched.INFLIGHT_TOKENS].tolist() == [0, 0]
+    assert not load._open and not latency._running and not latency._booked
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 50), st.sampled_from(["end", "fail", "leave", "twice", "move"])), max_size=8))
 def test_nothing_is_expected_of_nobody(requests):

@@ -389,6 +389,51 @@ def test_a_header_that_is_no_time_is_refused(said):
         isched.objectives_of({"x-llm-d-slo-ttft-ms": said})
 
 
+def test_such_a_header_refuses_its_own_request_only():
+    producer = isched.PredictedLatencyProducer(Fixed([0.1, 0.1], [0.02, 0.02]))
+    pool, scheduler, rng = world(producer)
+    asked = ({}, {"x-slo-tpot-ms": "soon"}, {})
+    requests = [isched.InferenceRequest(request_id=str(i), headers=headers) for i, headers in enumerate(asked)]
+    first, refused, third = scheduler.schedule_many(requests, pool, now=0.0, rng=rng)
+    assert (first.request_id, third.request_id) == ("0", "2")
+    assert isinstance(refused, isched.UnreadableHeaderError)
+    assert (refused.status, refused.outcome, refused.parameter) == (400, "unreadable_header", "x-slo-tpot-ms")
+
+
+@pytest.mark.parametrize("objective", ["slo_ttft", "slo_tpot"])
+@pytest.mark.parametrize("value", [0.0, -1.0, NAN, math.inf])
+def test_an_objective_is_a_finite_time(objective, value):
+    with pytest.raises(isched.InvalidInputError, match=f"{objective}: got {value}, allowed: a finite"):
+        isched.InferenceRequest(request_id="r", **{objective: value})
+
+
+class Interrupted(float):
+    """An objective, and what another thread does while it is compared."""
+
+    meanwhile = ()
+
+    def __lt__(self, other):
+        todo, type(self).meanwhile = self.meanwhile, ()
+        for each in todo:
+            each()
+        return float(self) < float(other)
+
+
+def test_who_is_sent_away_while_others_are_looked_at_does_not_disturb_them():
+    producer = isched.PredictedLatencyProducer(Fixed([0.1, 0.1], [0.02, 0.02]), streaming=True)
+    pool, scheduler, rng = world(producer)
+
+    def book(number, objective):
+        request = isched.InferenceRequest(request_id=str(number), input_tokens=1, slo_tpot=objective)
+        return scheduler.schedule_and_reserve(request, pool, now=0.0, rng=rng, exclude=("b",))
+
+    running = [book(number, Interrupted(0.05)) for number in range(3)]
+    Interrupted.meanwhile = (lambda: book(4, 0.03), lambda: running[1].complete(now=1.0))
+    assert columns(producer, pool, slo_tpot=0.06)[TPOT_HEADROOM] == pytest.approx([0.03, 0.04])
+    assert Interrupted.meanwhile == ()
+    assert columns(producer, pool, slo_tpot=0.06)[TPOT_HEADROOM] == pytest.approx([0.01, 0.04])
+
+
 def test_headers():
     assert isched.objectives_of({}) == (None, None)
     assert isched.objectives_of({"x-llm-d-slo-ttft-ms": "0", "x-slo-tpot-ms": " "}) == (None, None)

@@ -57,6 +57,7 @@ from inferencesched.errors import (
     UnknownNameError,
     UnknownParentError,
     UnknownProfileError,
+    UnreadableHeaderError,
 )
 from inferencesched.explain import Decision, Explanation, decide, explain
 from inferencesched.filters import (
@@ -437,6 +438,7 @@ __all__ = [
     "UnknownNameError",
     "UnknownParentError",
     "UnknownProfileError",
+    "UnreadableHeaderError",
     "Usage",
     "UtilizationFilter",
     "WeightedRandomPicker",

@@ -24,6 +24,7 @@
      |-- RequestRefusedError                     terminal for one request: has an outcome and a status
      |    |-- NoEndpointsError                   503  the pool is empty, or everything was excluded
      |    |-- UnknownProfileError                400  it asks for a scheduling profile that is not there
+     |    |-- UnreadableHeaderError              400  a header of its client's is no number (InvalidInputError too)
      |    |-- FilteredOutError                   429  every candidate was filtered out
      |    `-- QueueRefusedError                       flow control would not have it: has headers, Retry-After, a wait
      |         |-- QueueRejectedError                 it was never queued
@@ -176,6 +177,13 @@ class UnknownProfileError(RequestRefusedError):
     """Which scheduling profile does the request ask for that is not there? HTTP 400: its client can mend it."""
 
     outcome: str = "unknown_profile"
+    status: int = 400
+
+
+class UnreadableHeaderError(RequestRefusedError, InvalidInputError):
+    """Which header of the client's cannot be read? HTTP 400: it refuses that one request, whoever else is in its batch."""
+
+    outcome: str = "unreadable_header"
     status: int = 400
 
 

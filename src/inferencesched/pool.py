@@ -48,6 +48,7 @@ _TOKENS: Final = _STANDARD.row(INFLIGHT_TOKENS)
 _CONTEXT: Final = _STANDARD.row(CONTEXT_TOKENS)
 _PICKED: Final = _STANDARD.row(LAST_PICKED)
 _OBSERVED: Final = _STANDARD.row(OBSERVED_AT)
+_ADAPTERS: Final = [*map(_STANDARD.row, (LORA_ACTIVE, LORA_WAITING, LORA_LOADED, LORA_CAPACITY, LORA_SLOTS))]
 
 
 @final
@@ -194,11 +195,8 @@ class InferencePool:
                 if known[position] != adapters:
                     known[position] = adapters
                     self._residency = Residency(tuple(known))
-                matrix[self._layout.row(LORA_ACTIVE), position] = len(adapters.running)
-                matrix[self._layout.row(LORA_WAITING), position] = len(adapters.waiting)
-                matrix[self._layout.row(LORA_CAPACITY), position] = adapters.capacity
-                matrix[self._layout.row(LORA_LOADED), position] = len(adapters.loaded)
-                matrix[self._layout.row(LORA_SLOTS), position] = adapters.slots
+                names = (adapters.running, adapters.waiting, adapters.loaded)
+                matrix[_ADAPTERS, position] = (*map(len, names), adapters.capacity, adapters.slots)
             self._oldest = None
             self._changed()
 
@@ -214,9 +212,11 @@ class InferencePool:
             for signal, values in columns.items():
                 row = self._layout.writable(signal, nan, "scraped")
                 rows.append((row, self._layout.checked(signal, values, count, names.__getitem__)))
-            times = np.broadcast_to(np.asarray(now, dtype=np.float64), (count,))
-            for position in np.flatnonzero(~(times >= self._matrix[_OBSERVED])):
-                at = int(position)
+            times = np.asarray(now, dtype=np.float64)
+            if times.shape not in ((), (count,)):
+                raise InvalidInputError("now", f"shape {times.shape}", f"a number, or float64[{count}]")
+            times = np.broadcast_to(times, (count,))
+            for at in np.flatnonzero(~(np.isfinite(times) & (times >= self._matrix[_OBSERVED]))).tolist():
                 self._check_time(float(times[at]), float(self._matrix[_OBSERVED, at]), names[at])
             for row, column in rows:
                 self._matrix[row] = column
@@ -323,9 +323,8 @@ class InferencePool:
     def withdraw(self, reservation: Reservation) -> None:
         """Was the last booking a mistake? Takes it off the books as if it had never been made.
 
-        For who books in several steps, of which a later one failed, with `lock` held over all of them. Only the
-        pool's newest reservation, as it was made, can be withdrawn; anything else is `InvalidInputError` (or
-        `AlreadySettledError`), and settles with `Reservation.fail`.
+        For who books in several steps, of which a later one failed, with `lock` held over all; who listens is told. Only
+        the pool's newest reservation, as it was made: else `InvalidInputError` (or `AlreadySettledError`), and `fail` settles it.
         """
         with self.lock:
             reservation.require_open()
@@ -345,6 +344,7 @@ class InferencePool:
             self._inflight_tokens -= reservation.tokens
             reservation.settlement = reservation.settled("withdrawn", "", None, reservation.reserved_at)
             self._changed()
+            self._tell((reservation,))
 
     def sweep(self, now: float) -> list[Settlement]:
         """Settle as ``expired`` what had no event for `reservation_ttl` seconds; returns those."""

@@ -5,6 +5,7 @@ the scheduler needs the first two and must not leak the third.
 """
 
 from collections.abc import Mapping
+from math import inf
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -89,10 +90,10 @@ class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         _check_length("max_output_tokens", self.max_output_tokens)
         if self.deadline is not None and self.deadline != self.deadline:
             raise InvalidInputError("deadline", self.deadline, "seconds, or None")
-        if self.slo_ttft is not None and not self.slo_ttft > 0:
-            raise InvalidInputError("slo_ttft", self.slo_ttft, "seconds above 0, or None")
-        if self.slo_tpot is not None and not self.slo_tpot > 0:
-            raise InvalidInputError("slo_tpot", self.slo_tpot, "seconds above 0, or None")
+        if self.slo_ttft is not None and not 0 < self.slo_ttft < inf:
+            raise InvalidInputError("slo_ttft", self.slo_ttft, "a finite number of seconds above 0, or None")
+        if self.slo_tpot is not None and not 0 < self.slo_tpot < inf:
+            raise InvalidInputError("slo_tpot", self.slo_tpot, "a finite number of seconds above 0, or None")
         if self.tokens is not None:
             _check_array("tokens", self.tokens, np.uint32)
             if self.input_tokens is not None and self.input_tokens != len(self.tokens):

@@ -7,6 +7,7 @@ scorers, picker.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack
 from sys import float_info
 from types import MappingProxyType
 from typing import Any, Final, final
@@ -215,8 +216,8 @@ class Scheduler:
         are told of the primary target, and of those of the profiles in `computing`; who listens for outcomes
         (`OutcomeListener`) hears of the primary's.
         Errors, and nothing is booked: `EndpointGoneError` if the endpoint left since, `InvalidInputError` for a result
-        of other producers than these, and whatever a producer's ``commit`` raises (producers before it in order have
-        learnt of the request then: they hold beliefs, not bookings).
+        of other producers than these, and whatever a producer's ``commit`` or ``decided`` raises. Producers before it in order
+        have learnt of the request then; those that were told of the decision, and listen, hear that it was withdrawn.
         """
         target, request = result.target, result.request
         if len(result.receipts) != len(self.producers):
@@ -231,20 +232,31 @@ class Scheduler:
                 now=now,
                 generation=target.generation,
             )
+            heard: set[int] = set()
             try:
                 for slot in self._told(result) if self.producers and len(result.profiles) > 1 else (target.slot,):
                     for producer, receipt in zip(self.producers, result.receipts, strict=True):
                         producer.commit(receipt, slot, now=now)
                 for i, decider in self._deciding:
                     decider.decided(result.receipts[i], result, now=now)
+                    heard.add(i)
             except BaseException:
+                reservation.listeners = self._ears(result, reservation, heard)
                 pool.withdraw(reservation)
                 raise
             if self._listening:
-                reservation.listeners = tuple(
-                    _hears(listener, result.receipts[i], reservation) for i, listener in self._listening
-                )
+                reservation.listeners = self._ears(result, reservation)
             return reservation
+
+    def _ears(
+        self, result: SchedulingResult, reservation: Reservation, who: Collection[int] | None = None
+    ) -> tuple[Callable[[Settlement], None], ...]:
+        """Return what tells those who listen, all or some of them, how the reservation ended."""
+        return tuple(
+            _hears(listener, result.receipts[i], reservation)
+            for i, listener in self._listening
+            if who is None or i in who
+        )
 
     def _told(self, result: SchedulingResult) -> list[int]:
         """Return the slots whose endpoints will hold the prompt, the primary target's first, each once."""
@@ -319,9 +331,10 @@ class Scheduler:
                     except RequestRefusedError as refusal:
                         answers.append(refusal)
             except BaseException:
-                for answer in reversed(answers):
-                    if isinstance(answer, Reservation):
-                        pool.withdraw(answer)
+                with ExitStack() as undone:  # the newest first; all of them, whatever a listener raises
+                    for answer in answers:
+                        if isinstance(answer, Reservation):
+                            undone.callback(pool.withdraw, answer)
                 raise
         return answers
 
@@ -336,16 +349,28 @@ class Scheduler:
         """Who should take which, seen together? Pure; the caller reserves, and decides how long to wait for a burst.
 
         Without an `Assigner` the requests are planned one after another, each seeing the load (not the cached
-        prefixes) that those before it would bring: what `schedule_many` would do without producers.
+        prefixes) that those before it would bring: what `schedule_many` would do without producers. An `Assigner` sees those
+        endpoints that `stale` leaves, as it leaves them; the producers are asked about each request, to learn where it went
+        when it is booked.
         Errors: those of `schedule`, for any of the requests; `PluginError` for an assigner that does not answer each.
         """
         if self.assigner is not None:
-            answers = list(self.assigner.assign(requests, endpoints, CycleState(now, rng, endpoints.sequence)))
+            if requests and len(endpoints):
+                endpoints = self.candidates(requests[0], endpoints, now, ())
+            cycle = CycleState(now, rng, endpoints.sequence)
+            answers = list(self.assigner.assign(requests, endpoints, cycle))
             if [answer.request.request_id for answer in answers] != [request.request_id for request in requests]:
                 raise PluginError(
                     self.assigner, f"{len(answers)} results", f"one for each of {len(requests)}, in order"
                 )
-            return answers
+            if not self.producers:
+                return answers
+            return [
+                answer
+                if answer.receipts  # it was decided by this scheduler
+                else answer._replace(receipts=self.produce(answer.request, endpoints, cycle)[1])
+                for answer in answers
+            ]
         results = []
         for request in requests:
             result = self.schedule(request, endpoints, now=now, rng=rng)

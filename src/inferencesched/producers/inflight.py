@@ -154,7 +154,8 @@ class InflightLoadProducer:
         self.prefix_producer = prefix_producer
         self._prefix = of_producer(PREFIX_TOKENS, prefix_producer)
         self._output = BySlot()
-        self._open: dict[str, list[tuple[int, int, int]]] = {}  # request -> slot, generation, output of each booking
+        # by receipt, which is held so that no other has its id: slot, generation of each time it was booked
+        self._open: dict[int, tuple[InflightReceipt, list[tuple[int, int]]]] = {}
 
     def __repr__(self) -> str:
         named = f", prefix_producer={self.prefix_producer!r}" if self.prefix_producer else ""
@@ -189,13 +190,13 @@ class InflightLoadProducer:
         if receipt.output:
             target = result.target
             self._output.add(target.slot, target.generation, receipt.output)
-            self._open.setdefault(receipt.request_id, []).append((target.slot, target.generation, receipt.output))
+            self._open.setdefault(id(receipt), (receipt, []))[1].append((target.slot, target.generation))
 
     def settled(self, receipt: InflightReceipt, settlement: Settlement, slot: int) -> None:
         """Expect it no longer, however it ended."""
-        booked = self._open.get(receipt.request_id)
-        if booked:
-            where, generation, output = booked.pop()
-            self._output.add(where, generation, -output)
-            if not booked:
-                del self._open[receipt.request_id]
+        _, stays = self._open.get(id(receipt), (receipt, []))
+        if stays:
+            where, generation = stays.pop()
+            self._output.add(where, generation, -receipt.output)
+            if not stays:
+                del self._open[id(receipt)]

@@ -18,7 +18,7 @@ from inferencesched.endpoints import (
     Endpoints,
     Signal,
 )
-from inferencesched.errors import InvalidInputError
+from inferencesched.errors import InvalidInputError, UnreadableHeaderError
 from inferencesched.framework import CycleState, Produced, Reads, SchedulingResult
 from inferencesched.producers.forecast import (
     PREFILL_ROLE,
@@ -53,7 +53,8 @@ def objectives_of(headers: Mapping[str, str]) -> Objectives:
     """Which objectives do a request's headers name, in milliseconds?
 
     ``x-llm-d-slo-ttft-ms`` and ``x-llm-d-slo-tpot-ms``, else ``x-slo-ttft-ms`` and ``x-slo-tpot-ms``; names are in lower
-    case. 0 and a header that is empty are no objective. Errors: `InvalidInputError` for anything but a number of at least 0.
+    case. 0 and a header that is empty are no objective. Errors: `UnreadableHeaderError` (400, and an `InvalidInputError`) for
+    anything but a number of at least 0.
 
     >>> objectives_of({"x-llm-d-slo-ttft-ms": "250", "x-slo-tpot-ms": "30"})
     Objectives(ttft=0.25, tpot=0.03)
@@ -68,9 +69,9 @@ def _seconds(headers: Mapping[str, str], names: tuple[str, ...]) -> float | None
             try:
                 value = float(said)
             except ValueError as error:
-                raise InvalidInputError(name, said, "milliseconds, a number of at least 0") from error
+                raise UnreadableHeaderError(name, said, "milliseconds, a number of at least 0") from error
             if not (isfinite(value) and value >= 0):
-                raise InvalidInputError(name, said, "milliseconds, a number of at least 0")
+                raise UnreadableHeaderError(name, said, "milliseconds, a number of at least 0")
             return value / 1e3 or None
     return None
 
@@ -111,10 +112,12 @@ class LatencyReceipt(NamedTuple):
     features: FloatArray
     tpot: float | None
 
-    def features_at(self, slot: int) -> FloatArray | None:
-        """Return what was known of the endpoint of this slot, ``float64[F]``; None where it was no candidate."""
+    def features_at(self, slot: int, endpoint: str) -> FloatArray | None:
+        """Return what was known of the endpoint of this slot and name, ``float64[F]``; None where it was no candidate."""
         found = np.flatnonzero(self.endpoints.slots == slot)
-        return self.features[:, found[0]] if len(found) else None
+        if not len(found) or self.endpoints.name(int(found[0])) != endpoint:
+            return None
+        return self.features[:, found[0]]
 
 
 @final
@@ -139,7 +142,7 @@ class PredictedLatencyProducer:
 
     Reads what `features_of` reads. ``INFLIGHT_TOKENS`` should be the pool's own: an `InflightLoadProducer` that adds output
     to it belongs behind this one. Source: llm-d router's ``predicted-latency-producer``, whose predictor is
-    a service. Errors: `InvalidInputError` for a header that is no number. Cost: 20 us at 64 endpoints and the predictor's.
+    a service. Errors: `UnreadableHeaderError` (400) for a header that is no number. Cost: 20 us at 64 endpoints and the predictor's.
     """
 
     def __init__(
@@ -160,8 +163,10 @@ class PredictedLatencyProducer:
         self.endpoint_role_label = endpoint_role_label
         self.predict = predict
         self.prefix_producer = prefix_producer
-        self._running: dict[tuple[int, int], dict[str, list[float]]] = {}  # stay -> request -> objectives per token
-        self._booked: dict[str, list[tuple[int, int]]] = {}  # request -> stays, of requests with such an objective
+        # stay -> objectives per token of those who run there; replaced as a whole, for readers without the lock
+        self._running: dict[tuple[int, int], tuple[float, ...]] = {}
+        # by receipt with such an objective, which is held so that no other has its id: the stay of each time it was booked
+        self._booked: dict[int, tuple[LatencyReceipt, list[tuple[int, int]]]] = {}
 
     def __repr__(self) -> str:
         return f"PredictedLatencyProducer({self.predictor!r}, streaming={self.streaming})"
@@ -207,28 +212,28 @@ class PredictedLatencyProducer:
         """Remember the objective per token where the primary profile sent the request."""
         if receipt.tpot is not None:
             stay = (result.target.slot, result.target.generation)
-            self._running.setdefault(stay, {}).setdefault(receipt.request_id, []).append(receipt.tpot)
-            self._booked.setdefault(receipt.request_id, []).append(stay)
+            self._running[stay] = (*self._running.get(stay, ()), receipt.tpot)
+            self._booked.setdefault(id(receipt), (receipt, []))[1].append(stay)
 
     def settled(self, receipt: LatencyReceipt, settlement: Settlement, slot: int) -> None:
         """Learn how it went, and forget its objective."""
-        self._release(receipt.request_id)
-        features = receipt.features_at(slot)
+        self._release(receipt)
+        features = receipt.features_at(slot, settlement.endpoint)
         if features is not None:
             self.predictor.observe(features, outcome_of(settlement, streaming=self.streaming))
 
-    def _release(self, request_id: str) -> None:
-        stays = self._booked.get(request_id)
-        if stays is None:
+    def _release(self, receipt: LatencyReceipt) -> None:
+        _, stays = self._booked.get(id(receipt), (receipt, []))
+        if not stays or receipt.tpot is None:
             return
         stay = stays.pop()
         if not stays:
-            del self._booked[request_id]
+            del self._booked[id(receipt)]
         there = self._running[stay]
-        there[request_id].pop()
-        if not there[request_id]:
-            del there[request_id]
-        if not there:
+        place = there.index(receipt.tpot)
+        if len(there) > 1:
+            self._running[stay] = there[:place] + there[place + 1 :]
+        else:
             del self._running[stay]
 
     def _least_tpot(self, endpoints: Endpoints) -> FloatArray:
@@ -238,7 +243,7 @@ class PredictedLatencyProducer:
         for i in range(len(endpoints)):
             there = running.get(endpoints.stay(i))
             if there:
-                least[i] = min(min(each) for each in there.values())
+                least[i] = min(there)
         return least
 
 
