@@ -119,13 +119,7 @@ class Desk(Generic[A]):
         now = self.now()
         answer = self.controller.submit(admission.item, now)
         if isinstance(answer, Rejection):
-            raise refusal(
-                answer.outcome,
-                admission.item.request_id,
-                retry_after=answer.retry_after,
-                wait=answer.wait,
-                detail=answer.detail,
-            )
+            raise answer.error()
         admission._asked = True
         admission.ticket = answer
         self.waiting[answer.number] = admission
