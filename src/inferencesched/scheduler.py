@@ -315,7 +315,7 @@ class Scheduler:
 
         Defined as the fold of `schedule_and_reserve`: each decision sees those before it. Any other error (a plug-in's)
         withdraws all that was booked here, so that no booking is left without its `Reservation`, and is raised.
-        Cost: where a profile is all the library's own, under 1 us a request at 64 endpoints: one kernel decides all,
+        Cost: where all of a profile is compiled, under 1 us a request at 64 endpoints: one kernel decides all,
         and each `Reservation` is made when it is looked at (`Bookings`).
         """
         answers: list[Reservation | RequestRefusedError] = []
