@@ -129,7 +129,8 @@ class Pair:
             self.both(call, ([self.now], {}), [self.now])
         self.both("observe", ([pool(0), self.now], {}), [0, self.now])
         self.both("desire", ([(7,), self.now], {}), [(7,), self.now])
-        refused = 5
+        self.both("submit", ([QueueItem(request_id="early"), self.now], {}), [QueueItem(request_id="early"), self.now])
+        refused = 6
         for ticket in self.tickets[-1:]:
             for call, said in ABOUT.items():
                 self.about_ticket(call, ticket, **said)
@@ -290,6 +291,7 @@ def item(number, pick, pair):
     flow, priority = pick(FLOWS), pick(pair.setting.priorities)
     odd = pick(range(12))
     unit = pair.setting.unit
+    late = (3, 4) if pair.setting.first_token is None else range(3, 10)
     return QueueItem(
         request_id=f"r{number}",
         flow=flow,
@@ -299,7 +301,7 @@ def item(number, pick, pair):
         output_tokens=pick((0, 0, 3)),
         cost=float(pick((0, 2, 40))) if odd == 0 else None,
         ttl=pick((0, 1, 8)) * unit if odd in (1, 2) else None,
-        deadline=pair.now + pick((-1, 0, 2, 9)) * unit if odd in (3, 4) else None,
+        deadline=pair.now + pick((-1, 0, 2, 4, 9)) * unit if odd in late else None,
         slo_ttft=pick((1, 4)) * unit if odd in (5, 6) else None,
         received_at=pair.now - pick((0, 3)) * unit if odd == 6 else None,
         objective=pick(("", "fast")),
@@ -332,9 +334,8 @@ def act(pair, call, pick):
             pair.about("revoked", pick(flying), requeue=True)
         case "revoke" if flying:
             pair.about("revoked", pick(flying), requeue=False)
-        case "failed" if flying:
-            if pair.setting.reclaims:
-                pair.about("revoke_failed", pick(flying))
+        case "failed" if flying and pair.reclaimer is not None:
+            pair.about("revoke_failed", pick([t for t in flying if t.number in pair.reclaimer.revoking] or flying))
         case "wrong":
             pair.about(pick(tuple(ABOUT)), pick([pair.stranger, *tickets[-8:]]))
         case "wake":

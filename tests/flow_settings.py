@@ -1,5 +1,6 @@
 """What a flow controller and its slow twin are configured with: settings, a gate, limits, a reclaimer; and the real one of a setting."""
 
+from dataclasses import replace
 from math import inf
 
 import inferencesched as isched
@@ -30,7 +31,7 @@ SETTINGS = {
     each.name: each
     for each in (
         Setting("vtc", ttl=40.0, priorities=(0,), slots=1),
-        Setting("vtc, many bands", priorities=_MANY, band_capacity=_SMALL, slots=3),
+        Setting("vtc, many bands", priorities=_MANY, band_capacity=_SMALL, sheddable=Capacity(2, 40, 40), slots=3),
         Setting("vtc, all forgotten soon", **_SOON, most_idle=2, displace="any", capacity=Capacity(8, 90, 120)),
         Setting("sfq", fairness="sfq", ttl=40.0, priorities=(0,), slots=1, inflight_ttl=9.0),
         Setting("sfq, held back", fairness="sfq", capacity=Capacity(7), held_back=0.5, priorities=_MANY),
@@ -39,11 +40,12 @@ SETTINGS = {
         Setting("drr, any makes room", fairness="drr", displace="any", capacity=Capacity(8), inflight_ttl=4.0),
         Setting("drr by deadline", fairness="drr", quantum=2.0, ordering="edf", flow_ttls=(("a", 3.0),), **_SOON),
         Setting("rr", fairness="rr", capacity=Capacity(size_bytes=80), most_idle=1, first_token=1.0),
+        Setting("first tokens", first_token=0.5, priorities=(1, 0)),
         Setting("rr by objective", fairness="rr", ordering="slo", inflight_ttl=2.0, objective_ttls=(("fast", 2.0),)),
         Setting("strict", fairness="strict", capacity=Capacity(6), displace="any", empty_ttl=30.0, bands=(2, 0, -1)),
         Setting("strict, newest first", fairness="strict", ordering="lifo", ttl=None, empty_ttl=4.0, **_SOON),
         Setting("strict by Smith's rule", fairness="strict", ordering="smith", most_idle=0, reclaims=True),
-        Setting("to the last byte", band_capacity=Capacity(9, 16, 32), capacity=Capacity(20, 31, 48), displace="any"),
+        Setting("to the last byte", band_capacity=Capacity(9, 16, 32), capacity=Capacity(20, 31, 34), displace="any"),
         Setting("legacy", legacy=True, inflight_ttl=8.0, capacity=Capacity(6)),
         Setting(
             "ageing", ageing=2.0, band_ttl=2.0, flow_ttl=1.0, capacity=Capacity(9), reclaims=True, priorities=_MANY
@@ -167,6 +169,7 @@ def controller(setting, gate, policy, reclaimer):
     return FlowController(
         bands=[band.at(priority) for priority in setting.bands],
         default=band,
+        sheddable=None if setting.sheddable is None else replace(band, capacity=setting.sheddable),
         gate=gate,
         limits=HeldBack(setting),
         band_policy=policy,

@@ -28,6 +28,7 @@ class Setting(NamedTuple):
     priorities: tuple[int, ...] = (1, 0, 0, 0, -1)
     weights: tuple[tuple[str, float], ...] = (("b", 2.0), ("c", 0.5))
     band_capacity: Capacity = Capacity(12, 160, 240)
+    sheddable: Capacity | None = None
     capacity: Capacity = Capacity()
     slots: int = 2
     held_back: float = 0.0
@@ -46,6 +47,11 @@ class Setting(NamedTuple):
     aware: bool = False
     reclaims: bool = False
     unit: float = 0.25
+
+    def room(self, priority: int) -> Capacity:
+        """How much may wait in a band? Below 0 it may be less, where the band is not configured."""
+        less = self.sheddable is not None and priority < 0 and priority not in self.bands
+        return self.sheddable if less else self.band_capacity
 
     def ceiling(self, priority: int) -> float:
         """Up to which level does a band go? Below 0 something is held back."""
@@ -241,7 +247,7 @@ class NaiveController:
                 return self.reject(band, item, "rejected_deadline", inf, "its deadline cannot be met")
         lacking = [
             f"{name} wait at priority {item.priority}"
-            for name in self.full(band.waiting(), setting.band_capacity, item)
+            for name in self.full(band.waiting(), setting.room(item.priority), item)
         ]
         lacking += [f"{name} wait in all" for name in self.full(self.waiting(), setting.capacity, item)]
         victims = self.victims(item) if lacking and lacking[0].endswith("in all") else []
@@ -399,7 +405,7 @@ class NaiveController:
         self.turn(now)
         entry = self.in_flight(number)
         entry.band.fairness.settled(entry.flow, -entry.cost)
-        full = self.full(entry.band.waiting(), self.setting.band_capacity, entry.item)
+        full = self.full(entry.band.waiting(), self.setting.room(entry.item.priority), entry.item)
         full += self.full(self.waiting(), self.setting.capacity, entry.item)
         if not requeue or self.closed or full:
             self.finish(entry, "revoked")
