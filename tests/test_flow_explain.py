@@ -2,7 +2,7 @@
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from inferencesched.errors import InvalidInputError, TicketError
@@ -102,7 +102,6 @@ def drive(recorded, steps, looking):
     return recorded.log()
 
 
-@settings(max_examples=60)
 @given(STEPS, st.sampled_from(FAIR), st.sampled_from(ORDERINGS))
 def test_who_asks_changes_nothing(steps, fair, ordering):
     def looks(recorded, tickets, now):
@@ -116,7 +115,6 @@ def test_who_asks_changes_nothing(steps, fair, ordering):
 
 
 @pytest.mark.parametrize("fair", FAIR, ids=lambda fair: type(fair).__name__)
-@settings(max_examples=60)
 @given(st.sampled_from(ORDERINGS), STEPS)
 def test_the_first_of_a_ranking_is_who_is_picked(fair, ordering, steps):
     def looks(recorded, tickets, now):
@@ -133,7 +131,6 @@ def test_the_first_of_a_ranking_is_who_is_picked(fair, ordering, steps):
 
 
 @pytest.mark.parametrize("fair", [GlobalStrict(), RoundRobin()], ids=lambda fair: type(fair).__name__)
-@settings(max_examples=40)
 @given(
     st.lists(st.tuples(st.integers(0, 3), st.integers(-1, 1), st.integers(1, 30)), min_size=1, max_size=25),
     st.booleans(),

@@ -6,7 +6,7 @@ import threading
 import time
 
 import pytest
-from hypothesis import assume, event, given, settings
+from hypothesis import assume, event, given
 from hypothesis import strategies as st
 
 from inferencesched.errors import (
@@ -76,7 +76,6 @@ def same(hand, other):
     nothing_left(other.controller)
 
 
-@settings(max_examples=60)
 @given(stories())
 def test_by_hand_in_a_loop_and_from_threads(story):
     try:
@@ -95,7 +94,6 @@ def test_by_hand_in_a_loop_and_from_threads(story):
 # --- nothing leaks, whenever a client goes ---------------------------------------------------------------------------
 
 
-@settings(max_examples=60)
 @given(
     st.lists(st.tuples(st.integers(0, 3), st.integers(0, 4), st.integers(0, 25)), min_size=4, max_size=16),
     st.booleans(),
