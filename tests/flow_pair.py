@@ -49,6 +49,8 @@ class Pair:
         self.rejected = []
         self.told = Counter()
         self.refused = self.compared = 0
+        if setting.aware:
+            self.block("a")
         stranger = FlowController()
         self.stranger = stranger.submit(QueueItem(request_id="stranger"), 0.0)
 
@@ -281,8 +283,8 @@ CALLS = (
     *("complete",) * 10,
     *("pass",) * 5,
     *("settle",) * 4,
-    *("cancel", "requeue", "pool") * 2,
-    *("revoke", "wake", "valve", "block", "desire", "back", "wrong", "leap", "failed"),
+    *("cancel", "requeue", "pool", "block") * 2,
+    *("revoke", "wake", "valve", "desire", "back", "wrong", "leap", "failed"),
 )
 
 

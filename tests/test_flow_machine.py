@@ -30,9 +30,11 @@ from inferencesched.flowcontrol.estimates import DispatchRate
 from inferencesched.flowcontrol.expiry import ExpiryHeap
 from inferencesched.flowcontrol.idle import IdleFlows
 from inferencesched.flowcontrol.queue import FifoQueue, OrderedQueue
+from inferencesched.request import Usage
 from tests.flow_pair import CALLS, Pair, act, script
 from tests.flow_settings import SETTINGS
 from tests.naive_flow import Setting
+from tests.naive_turns import FAIRNESS
 
 
 class Controllers(RuleBasedStateMachine):
@@ -143,6 +145,24 @@ def taken_back_again_and_again():
 @pytest.mark.parametrize("directed", [many_come_and_go, taken_back_again_and_again])
 def test_the_heap_of_what_expires_stays_small(directed):
     directed()
+
+
+@pytest.mark.parametrize("fairness", FAIRNESS)
+def test_many_change_their_minds_and_those_that_stay_go_in_turn(fairness):
+    """More places are given up than a fairness policy keeps."""
+    pair = Pair(Setting(fairness, fairness, ttl=None, slots=1, band_capacity=Capacity()))
+    pair.turn_valve(True)
+    for flow in "abca":
+        pair.submit(QueueItem(request_id=flow, flow=flow, input_tokens=3))
+    for number in range(110):
+        pair.submit(QueueItem(request_id=f"{number}", flow="abcdefg"[number % 7], input_tokens=number % 5))
+        if number % 8:
+            pair.about("cancel", pair.tickets[-1])
+    pair.turn_valve(False)
+    while pair.twin.waiting():
+        (event,) = pair.plainly("step")
+        pair.about("completed", event.ticket, usage=Usage(event.ticket.number % 6, 0, None))
+    pair.end()
 
 
 # -- would it notice? ------------------------------------------------------------------------------------------
