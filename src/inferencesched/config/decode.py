@@ -20,6 +20,8 @@ T = TypeVar("T", bound=msgspec.Struct)
 #: From here on a list of names is too long to read.
 _MANY = 16
 _LONG = 100
+#: A shorter word is a part of too many names.
+_SHORT = 3
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 
 
@@ -57,16 +59,22 @@ def found(value: object) -> object:
 def nearest(name: object, known: Iterable[str], count: int = 1) -> list[str]:
     """Return the names that were probably meant, the most likely first, none where nothing comes near.
 
-    >>> nearest("que-scorer", ["queue-scorer", "max-score-picker"])
-    ['queue-scorer']
+    Spelled alike; else those that it is a part of, the shortest first.
+
+    >>> nearest("que-scorer", ["queue-scorer", "max-score-picker"]), nearest("picker", ["queue-scorer", "max-score-picker"])
+    (['queue-scorer'], ['max-score-picker'])
     """
-    return get_close_matches(str(name), list(known), count, 0.6)
+    word, names = str(name), list(known)
+    alike = get_close_matches(word, names, count, 0.6)
+    if alike or len(word) < _SHORT:
+        return alike
+    return sorted((each for each in names if word.lower() in each.lower()), key=lambda each: (len(each), each))[:count]
 
 
 def one_of(name: object, known: Iterable[str], what: str = "") -> str:
     """Return what is allowed in the place of a name: all of them, or how many and the nearest; and the nearest.
 
-    >>> one_of("max", ["max-score-picker", "random-picker"])
+    >>> one_of("best", ["max-score-picker", "random-picker"])
     'one of max-score-picker, random-picker'
     >>> one_of("randon-picker", ["max-score-picker", "random-picker"], "a picker: ")
     "a picker: one of max-score-picker, random-picker (did you mean 'random-picker'?)"

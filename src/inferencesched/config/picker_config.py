@@ -10,7 +10,7 @@ WeightedScorer(scorer=QueueScorer(), weight=1.0)
 >>> load({**dump(loaded), "schedulingProfiles": [{"name": "default", "plugins": [{"pluginRef": "que-scorer"}]}]})
 Traceback (most recent call last):
 ...
-inferencesched.errors.ConfigError: $.schedulingProfiles[0].plugins[0].pluginRef: got 'que-scorer', allowed: a plug-in of this configuration, one of max-score-picker, queue-scorer, token-load-scorer (did you mean 'queue-scorer'?)
+inferencesched.errors.ConfigError: $.schedulingProfiles[0].plugins[0].pluginRef: got 'que-scorer', allowed: a plug-in of this configuration, one of max-score-picker, queue-scorer, token-load-scorer, utilization-detector (did you mean 'queue-scorer'?)
 """
 
 from collections.abc import Iterator, Mapping
