@@ -498,3 +498,21 @@ class PoolMachine(RuleBasedStateMachine):
 
 
 TestPoolMachine = PoolMachine.TestCase
+
+
+def test_a_mask_of_another_length_is_refused():
+    pool = isched.InferencePool()
+    for name in "abc":
+        pool.join(name)
+    for keep in ([True, False], [True, True], [True] * 4, [[True, True, False]]):
+        with pytest.raises(isched.InvalidInputError, match=r"keep: got 'shape .*', allowed: bool\[3\]"):
+            pool.snapshot().where(np.array(keep))
+
+
+def test_a_set_of_adapters_that_its_owner_changes_later():
+    pool, running = isched.InferencePool(), {"x"}
+    pool.join("a")
+    for now, hosted in enumerate((False, True)):
+        pool.observe("a", {}, now=now, adapters=isched.Adapters(running=running, capacity=4))
+        assert pool.snapshot().hosts("y").tolist() == [hosted]
+        running.add("y")

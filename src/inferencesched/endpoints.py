@@ -312,8 +312,11 @@ class Endpoints:
     def where(self, keep: BoolArray) -> "Endpoints":
         """Return the kept endpoints only, compressed; `self` when nothing is dropped.
 
-        Compressed rather than masked, so that no scorer's ``max()`` can see what was filtered out.
+        Compressed rather than masked, so that no scorer's ``max()`` can see what was filtered out. Errors:
+        `InvalidInputError` for a mask of another length.
         """
+        if keep.shape != (count := self.matrix.shape[1],):
+            raise InvalidInputError("keep", f"shape {keep.shape}", f"bool[{count}]")
         if keep.all():
             return self
         kept: IndexArray = np.flatnonzero(keep)

@@ -84,6 +84,13 @@ class Adapters(NamedTuple):
     offloaded: frozenset[str] = frozenset()
     slots: int = 0
 
+    def frozen(self) -> "Adapters":
+        """Return the same with sets that nobody changes; a caller may have given others."""
+        running, waiting, capacity, loaded, offloaded, slots = self
+        return Adapters(
+            frozenset(running), frozenset(waiting), capacity, frozenset(loaded), frozenset(offloaded), slots
+        )
+
 
 class Residency:
     """Where is each LoRA adapter? Immutable, shared by the snapshots until a report differs."""

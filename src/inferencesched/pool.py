@@ -193,7 +193,7 @@ class InferencePool:
             if adapters is not None:
                 known = list(self._residency.adapters)
                 if known[position] != adapters:
-                    known[position] = adapters
+                    known[position] = adapters.frozen()
                     self._residency = Residency(tuple(known))
                 names = (adapters.running, adapters.waiting, adapters.loaded)
                 matrix[_ADAPTERS, position] = (*map(len, names), adapters.capacity, adapters.slots)
