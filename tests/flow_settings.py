@@ -34,6 +34,8 @@ SETTINGS = {
         Setting("vtc, many bands", priorities=_MANY, band_capacity=_SMALL, sheddable=Capacity(2, 40, 40), slots=3),
         Setting("vtc, all forgotten soon", **_SOON, most_idle=2, displace="any", capacity=Capacity(8, 90, 120)),
         Setting("sfq", fairness="sfq", ttl=40.0, priorities=(0,), slots=1, inflight_ttl=9.0),
+        Setting("vtc, soon empty", priorities=(0,), slots=50),
+        Setting("sfq, soon empty", fairness="sfq", priorities=(0,), slots=50),
         Setting("sfq, held back", fairness="sfq", capacity=Capacity(7), held_back=0.5, priorities=_MANY),
         Setting("sfq, newest first", fairness="sfq", ordering="lifo", displace="never", capacity=Capacity(tokens=90)),
         Setting("drr", fairness="drr", ttl=40.0, quantum=16.0, priorities=(0,), slots=1),

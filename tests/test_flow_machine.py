@@ -275,7 +275,7 @@ def bands_are_never_forgotten(right):
 
 @mutant(ExpiryHeap, "any_due", "vtc", "ageing")
 def expiry_is_an_instant_late(right):
-    return lambda self, now: bool(self._entries) and self._entries[0][0] < now
+    return lambda self, now: self.next() < now
 
 
 @mutant(ExpiryHeap, "restart", "strict", "vtc")
@@ -283,9 +283,9 @@ def a_pool_that_empties_leaves_the_heap_as_it_was(right):
     return lambda self, waiting: None
 
 
-@mutant(ExpiryHeap, "left", many_come_and_go)
+@mutant(ExpiryHeap, "_forget", many_come_and_go)
 def who_has_gone_stays_in_the_heap(right):
-    return lambda self, ticket: None
+    return lambda self: None
 
 
 @mutant(FifoQueue, "_insert", "vtc", "strict")
