@@ -6,6 +6,7 @@ Rules of the cellar:
 * a kernel is a plain function: arrays and scalars in, arrays and scalars out;
 * never ``fastmath``: under it ``x != x`` is false for NaN, and a broken scorer could win unseen;
 * no explicit signatures (a read-only array is another numba type), so callers coerce dtypes;
+* a kernel returns no array that it was given, nor a part of one: arrays between kernels are lent, not counted;
 * a kernel may call a kernel of another module of this package, and only of this one: the disk cache is keyed by all
   its sources, where numba's own sees edits in a kernel's own file alone.
 """
@@ -20,19 +21,23 @@ import numba
 import numpy as np
 from numba.core import cgutils, types
 from numba.core.caching import FunctionCache
-from numba.extending import NativeValue, intrinsic, models, register_model, unbox
+from numba.core.imputils import impl_ret_borrowed
+from numba.extending import NativeValue, intrinsic, lower_cast, models, register_model, unbox
 from numba.np.arrayobj import populate_array
 from numba.np.numpy_support import as_dtype
 
-from inferencesched._typing import DepthArray, FloatArray, HashArray
+from inferencesched._typing import DepthArray, FloatArray, HashArray, TokenArray
 
 P = ParamSpec("P")
 R = TypeVar("R")
+_A = TypeVar("_A", TokenArray, HashArray, FloatArray)
 
 #: Every kernel by qualified name, for tests that bound options and signatures.
 KERNELS: dict[str, Any] = {}
 
 OPTIONS = {"nogil": True, "fastmath": False, "boundscheck": False, "error_model": "numpy"}
+#: Added where only kernels call: no function for Python, none for C.
+BARE = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
 
 def _sources() -> str:
@@ -47,19 +52,50 @@ _SOURCES = _sources()
 
 
 class _Cache(FunctionCache):  # type: ignore[misc]  # numba is untyped
-    """numba's disk cache, keyed by all sources of this package."""
+    """numba's disk cache, keyed by all sources of this package and by who calls."""
+
+    kind = "from Python"
 
     def _index_key(self, signature: Any, codegen: Any) -> tuple[Any, ...]:
-        return (*super()._index_key(signature, codegen), _SOURCES)
+        return (*super()._index_key(signature, codegen), _SOURCES, self.kind)
+
+
+class _Within(_Cache):
+    kind = "from a kernel"
 
 
 def kernel(function: Callable[P, R]) -> Callable[P, R]:
-    """Compile lazily, cached on disk where a directory is writable and in memory where none is."""
-    compiled = numba.njit(**OPTIONS)(function)
+    """Compile lazily, cached on disk where a directory is writable and in memory where none is.
+
+    Called by another kernel it is compiled without what only Python's calls need, a third of the work, and once for
+    all types that stand for the same: see `_stands_for`.
+    """
+    compiled, within = (numba.njit(**OPTIONS, **more)(function) for more in ({}, BARE))
     with suppress(RuntimeError):  # numba finds no writable place for its cache: a read-only install
-        compiled._cache = _Cache(function)  # what `cache=True` does, with our key
+        compiled._cache, within._cache = _Cache(function), _Within(function)  # what `cache=True` does, with our key
+    compiled.get_call_template = lambda args, kws: _called(within, args, kws)
+    compiled.get_overload = within.get_overload
     KERNELS[f"{function.__module__}.{function.__qualname__}"] = compiled
     return cast(Callable[P, R], compiled)
+
+
+def _called(within: Any, args: Any, kws: Any) -> Any:
+    """Answer the compiler, which asks what a call from a kernel returns."""
+    found = within.get_call_template([_stands_for(kind) for kind in args], kws)
+    if any(isinstance(signature.return_type, Lent) for signature in within.nopython_signatures):
+        raise TypeError(f"{within.py_func.__qualname__} returns an array that it was given")
+    return found
+
+
+def _stands_for(kind: Any) -> Any:
+    """Return the type with which a kernel is compiled that is called by another one with such an argument.
+
+    Every integer constant would be a type of its own, and so would int32. An array is lent: the caller holds it.
+    """
+    kind = types.unliteral(kind)
+    if isinstance(kind, types.Array) and kind.layout == "C" and kind.aligned:
+        return Lent(kind.dtype, kind.ndim, not kind.mutable)
+    return types.int64 if isinstance(kind, types.Integer) and kind.signed else kind
 
 
 def entry(function: Callable[P, R], *arguments: Any) -> Callable[P, R]:
@@ -104,6 +140,12 @@ class _Handle(types.Opaque):  # type: ignore[misc]
 _HANDLE = _Handle("handle")
 register_model(Lent)(models.ArrayModel)
 register_model(_Handle)(models.OpaqueModel)
+
+
+@lower_cast(types.Array, Lent)  # type: ignore[untyped-decorator]
+def _lend(_context: Any, _builder: Any, _kind: Any, _lent: Any, array: Any) -> Any:
+    return array
+
 
 #: What the C interfaces promise: words behind an array's head, and its flags; a dtype's byte order and number.
 _HEAD = object.__basicsize__
@@ -211,6 +253,13 @@ def _address(_context: Any, thing: Any) -> Any:
     return types.int64(thing), build
 
 
+def _frozen(_context: Any, array: Any) -> Any:
+    def build(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return impl_ret_borrowed(target, builder, signature.return_type, arguments[0])
+
+    return types.Array(array.dtype, array.ndim, array.layout, readonly=True)(array), build
+
+
 def _add(_context: Any, _address: Any, _value: Any) -> Any:
     def build(_target: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         cell = arguments[1].type.as_pointer()
@@ -266,6 +315,8 @@ fold_product: Callable[[np.uint64, np.uint64], np.uint64] = intrinsic(_fold_prod
 swap_bytes: Callable[[np.uint64], np.uint64] = intrinsic(_swap_bytes)
 #: Read a uint64 as int64: `int` leaves its type as it is, and with an int64 it would become a float64.
 signed: Callable[[np.uint64], int] = intrinsic(_signed)
+#: Return an array as one to be read only: a kernel that only reads is compiled once for both.
+frozen: Callable[[_A], _A] = intrinsic(_frozen)
 #: Read or write an int32 or a uint64 at an address; whoever passes the address keeps the array alive.
 load32: Callable[[int], int] = intrinsic(_load(32))
 load64: Callable[[int], np.uint64] = intrinsic(_load(64))

@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from inferencesched._kernels._compile import fold_product, kernel, swap_bytes
+from inferencesched._kernels._compile import fold_product, frozen, kernel, swap_bytes
 from inferencesched._typing import HashArray, TokenArray
 
 P32_1, P32_2, P32_3 = np.uint64(0x9E3779B1), np.uint64(0x85EBCA77), np.uint64(0xC2B2AE3D)
@@ -185,7 +185,7 @@ def _chain_long(
     """Fill `out` as `chain_into` does, for blocks of more than 60 tokens, read as uint64."""
     count = out.shape[0]
     if size % 2 == 0:
-        words = tokens[: count * size].view(np.uint64)
+        words = frozen(tokens[: count * size].view(np.uint64))
         for k in range(count):
             begin = k * (size // 2)
             local = _long(words, begin, words, begin + size // 2 - 8, size, keys)
@@ -193,10 +193,12 @@ def _chain_long(
             out[k] = previous
     else:  # every second block, and every last stripe, lies across words: copy
         block, end = np.empty(size - 1, dtype=np.uint32), np.empty(16, dtype=np.uint32)
-        words, ends = block.view(np.uint64), end.view(np.uint64)
+        words, ends = frozen(block.view(np.uint64)), frozen(end.view(np.uint64))
         for k in range(count):
-            block[:] = tokens[k * size : (k + 1) * size - 1]
-            end[:] = tokens[(k + 1) * size - 16 : (k + 1) * size]
+            for i in range(size - 1):  # not slice to slice: numba would compile what it says of unequal lengths
+                block[i] = tokens[k * size + i]
+            for i in range(16):
+                end[i] = tokens[(k + 1) * size - 16 + i]
             local = _long(words, 0, ends, 0, size, keys)
             previous = local if rooted and k == 0 else _sixteen(previous, local, U16, chain_seed)
             out[k] = previous
@@ -252,5 +254,5 @@ def chain_blocks(
 ) -> HashArray:
     """Return what `chain_into` writes, as an array of its own."""
     out = np.empty(tokens.shape[0] // size, dtype=np.uint64)
-    chain_into(tokens, size, local_seed, chain_seed, parent, rooted, out)
+    chain_into(frozen(tokens), size, local_seed, chain_seed, parent, rooted, out)
     return out

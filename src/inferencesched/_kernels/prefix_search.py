@@ -10,6 +10,7 @@ import numpy as np
 from inferencesched._kernels._compile import (
     array32,
     count_of,
+    frozen,
     hashes_at,
     is_hashes,
     item_of,
@@ -234,7 +235,7 @@ def match_each(root: IntArray, chains: tuple[HashArray, ...], kind: int, out: De
     fits = bool(out.shape[1] == root[ENDPOINTS])
     if fits:
         for q in range(count):
-            _depths(root, hashes_at(item_of(chains, q)), out[q])
+            _depths(root, frozen(hashes_at(item_of(chains, q))), out[q])
     leave(root)
     return fits
 
@@ -263,4 +264,4 @@ def match_tokens(
                 return False
             known = find(root, chain[done - 1]) != 0
             leave(root)
-    return match(root, chain[:done], out)
+    return match(root, frozen(chain[:done]), out)

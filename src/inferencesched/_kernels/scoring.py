@@ -5,7 +5,7 @@ Unknown is NaN: every normaliser answers NaN where its input is NaN and leaves i
 
 import numpy as np
 
-from inferencesched._kernels._compile import kernel
+from inferencesched._kernels._compile import frozen, kernel
 from inferencesched._typing import FloatArray
 
 
@@ -34,7 +34,7 @@ def span(x: FloatArray) -> tuple[float, float]:
 @kernel
 def inverse_minmax(x: FloatArray) -> FloatArray:
     """``(max - x) / (max - min)``, 1 where all known are equal; float64[E] -> float64[E]."""
-    low, high = span(x)
+    low, high = span(frozen(x))
     out = np.empty(x.shape[0])
     for i in range(x.shape[0]):
         if x[i] != x[i]:
@@ -49,7 +49,7 @@ def inverse_minmax(x: FloatArray) -> FloatArray:
 @kernel
 def minmax(x: FloatArray) -> FloatArray:
     """``(x - min) / (max - min)``, 1 where all known are equal; float64[E] -> float64[E]."""
-    low, high = span(x)
+    low, high = span(frozen(x))
     out = np.empty(x.shape[0])
     for i in range(x.shape[0]):
         if x[i] != x[i]:
