@@ -516,3 +516,13 @@ def test_a_set_of_adapters_that_its_owner_changes_later():
         pool.observe("a", {}, now=now, adapters=isched.Adapters(running=running, capacity=4))
         assert pool.snapshot().hosts("y").tolist() == [hosted]
         running.add("y")
+
+
+def test_in_one_go_some_have_never_said_anything():
+    pool = isched.InferencePool()
+    for name in "ab":
+        pool.join(name)
+    pool.observe_all({isched.WAITING_QUEUE_SIZE: np.array([3.0, math.nan])}, now=np.array([1.0, -math.inf]))
+    assert pool.snapshot().age(2.0).tolist() == [1.0, math.inf]
+    with pytest.raises(isched.InvalidInputError, match="now: got -inf"):
+        pool.observe_all({}, now=-math.inf)

@@ -201,7 +201,7 @@ class InferencePool:
             self._changed()
 
     def observe_all(self, columns: Mapping[Signal, FloatArray], *, now: float | FloatArray) -> None:
-        """Record one column a signal for the whole pool, in the order of `names`; `now` may differ by endpoint.
+        """Record one column a signal for the whole pool, in the order of `names`; `now` may differ by endpoint (-inf: never).
 
         Errors: as `observe`, and `InvalidInputError` for a column of another length.
         Cost at 64 endpoints: 7 us and 2 us a column.
@@ -216,7 +216,7 @@ class InferencePool:
             if times.shape not in ((), (count,)):
                 raise InvalidInputError("now", f"shape {times.shape}", f"a number, or float64[{count}]")
             times = np.broadcast_to(times, (count,))
-            for at in np.flatnonzero(~(np.isfinite(times) & (times >= self._matrix[_OBSERVED]))).tolist():
+            for at in np.flatnonzero(~((times >= self._matrix[_OBSERVED]) & (times < inf))).tolist():
                 self._check_time(float(times[at]), float(self._matrix[_OBSERVED, at]), names[at])
             for row, column in rows:
                 self._matrix[row] = column
