@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 from hashlib import sha256
-from math import inf
+from math import inf, nextafter
 from pathlib import Path
 from random import Random
 
@@ -120,7 +120,7 @@ def many_come_and_go():
     pair = Pair(Setting("many", ttl=90.0, band_capacity=Capacity()))
     pair.turn_valve(True)
     pair.submit(QueueItem(request_id="first", ttl=1.0))
-    for number in range(96):
+    for number in range(130):
         pair.submit(QueueItem(request_id=f"{number}", flow=f"f{number % 7}", ttl=2.0 + number * 37 % 83))
         if number % 6:
             pair.about("cancel", pair.tickets[-1])
