@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 from hashlib import sha256
-from math import inf, nextafter
+from math import inf
 from pathlib import Path
 from random import Random
 
