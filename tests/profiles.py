@@ -35,6 +35,7 @@ def pools(draw):
             isched.PREFIX_TOKENS: column(COUNTS.map(lambda x: 64 * x) | st.just(float("nan"))),
             isched.INFLIGHT_REQUESTS: column(COUNTS | st.sampled_from([0.5, float("nan")])),
             isched.INFLIGHT_TOKENS: column(COUNTS.map(lambda x: 100 * x) | st.just(float("nan"))),
+            isched.PREFILL_THROUGHPUT: column(st.sampled_from([0.0, 100.0, 7000.0, float("nan")])),
             isched.LAST_PICKED: column(st.integers(-1, 3).map(float)),
             isched.LORA_ACTIVE: column(COUNTS),
             isched.LORA_WAITING: column(COUNTS),
@@ -60,6 +61,14 @@ LOCAL_SCORERS = st.one_of(
     st.builds(isched.PrefixCacheScorer, st.sampled_from([0.0, 0.3, 1.0]), st.sampled_from([100.0, 8192.0])),
     st.builds(isched.TokenLoadScorer, st.sampled_from([300.0, 4194304.0])),
     st.builds(isched.ActiveRequestScorer, st.sampled_from([0.0, 1.0]), st.sampled_from([0.0, 0.5, 1.0])),
+    st.builds(isched.LoadAwareScorer, st.sampled_from([2.0, 128.0])),
+    st.builds(
+        isched.EndpointAttributeScorer,
+        st.sampled_from([isched.RUNNING_REQUESTS, isched.KV_CACHE_USAGE, isched.INFLIGHT_TOKENS]),
+        st.sampled_from(["lower", "higher"]),
+        st.none() | st.sampled_from([(0.0, 1.0), (0.25, 3.5), (-2.0, 150.0)]),
+    ),
+    st.builds(isched.LoadSecondsScorer, st.sampled_from([0.5, 10.0]), st.sampled_from([0.0, 0.0, 0.1])),
 )
 SCORERS = st.one_of(LOCAL_SCORERS, st.just(isched.LoraAffinityScorer()), st.just(Foreign()))
 PICKERS = st.one_of(

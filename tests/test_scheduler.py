@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import inferencesched as isched
-from inferencesched import _fusion
+from inferencesched import _fusion, signals
 from tests import naive
 from tests.profiles import endpoints_of, pools, profiles
 
@@ -391,6 +391,41 @@ def test_fused_totals_equal_the_plain_ones_to_the_last_bit(endpoints, profile, t
     )
     again = profile.picker.pick(plain, endpoints, isched.CycleState(0.0, rng(seed), 0))
     assert one.endpoint == endpoints.name(int(again[0]))
+
+
+SHARES = st.lists(st.sampled_from([0.0, 0.25, 1.0, float("nan")]), min_size=3, max_size=3)
+
+
+@given(SHARES, SHARES, SHARES, SHARES, st.booleans())
+def test_columns_beside_the_standard_ones_are_found_in_any_layout(first, second, third, fourth, turned):
+    """Each pool has its columns elsewhere; the program follows, and says what is missing as the scorer does."""
+    columns = {
+        signals.MULTICLUSTER_QUEUE_SIZE: np.array(first) * 8,
+        signals.MULTICLUSTER_KV_CACHE_USAGE: np.array(second),
+        signals.ENCODER_MATCH: np.array(third),
+        signals.SESSION_BOUND: np.array(fourth),
+        signals.of_producer(isched.PREFIX_MATCH, "far"): np.array(second),
+        signals.of_producer(isched.PREFIX_TOKENS, "far"): np.array(first) * 4096,
+    }
+    scorers = (
+        isched.MultiClusterQueueScorer(),
+        isched.MultiClusterKvCacheUtilizationScorer(),
+        isched.EncoderCacheScorer(),
+        isched.SessionAffinityScorer(isched.BoundSession()),
+        isched.MultiClusterPrefixCacheScorer("far", 0.5),
+        isched.EndpointAttributeScorer(signals.MULTICLUSTER_QUEUE_SIZE, "higher"),
+    )
+    weighted = tuple(isched.WeightedScorer(scorer, 1.0 + k / 3) for k, scorer in enumerate(scorers))
+    program, cycle = _fusion.Program(weighted), isched.CycleState(0.0, rng(), 0)
+    assert program.fused and not program.fixed
+    pool = pool_of(3).snapshot()
+    orders = [list(columns), list(reversed(columns))]
+    for order in reversed(orders) if turned else orders:
+        endpoints = pool.with_columns({signal: columns[signal] for signal in order})
+        plain = _fusion.plain_totals(weighted, _fusion.plain_scores(weighted, REQUEST, endpoints, cycle))
+        assert program.totals(REQUEST, endpoints, cycle).tobytes() == plain.tobytes()
+    with pytest.raises(isched.UnknownNameError, match="multicluster_queue_size"):
+        program.totals(REQUEST, pool, cycle)
 
 
 def test_a_subclass_of_a_scorer_is_not_mistaken_for_it():

@@ -58,10 +58,10 @@ def folded(
     masks = _adapters(requests, endpoints, table) if program.loras else program.NO_MASKS
     matrix = endpoints.matrix.copy()
     if prefixes is None:
-        fold, at, ties = folder(), 0, 0
+        fold, code, at, ties = folder(), program.code_of(endpoints.layout), 0, 0
         while at < len(requests):
             nth = int(rng.random() * ties) if ties else -1
-            at, ties = fold(matrix, FOLD_ROWS, masks, program.code, table, endpoints.sequence, at, nth)
+            at, ties = fold(matrix, FOLD_ROWS, masks, code, table, endpoints.sequence, at, nth)
     else:
         _with_prefixes(program, prefixes, requests, endpoints, matrix, masks, table, now, rng)
     return pool.book(requests, table, matrix[FOLD_ROWS[:4]], now=now)
@@ -79,7 +79,8 @@ def _with_prefixes(
     rng: np.random.Generator,
 ) -> None:
     """Decide one after the other, each prompt looked up before and remembered behind; write matrix and table."""
-    fold, code, sequence, slots = single_folder(), program.code, endpoints.sequence, endpoints.slots
+    fold, sequence, slots = single_folder(), endpoints.sequence, endpoints.slots
+    code = program.code_of(endpoints.layout)
     size = prefixes.block_size
     with prefixes.sitting(endpoints, now) as sitting:
         owned, look_up, remember, rows = sitting.owned, sitting.look_up, sitting.remember, FOLD_ROWS

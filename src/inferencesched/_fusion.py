@@ -24,6 +24,7 @@ from inferencesched.endpoints import (
     LORA_ACTIVE,
     LORA_CAPACITY,
     LORA_WAITING,
+    PREFILL_THROUGHPUT,
     PREFIX_MATCH,
     PREFIX_TOKENS,
     RUNNING_REQUESTS,
@@ -31,18 +32,35 @@ from inferencesched.endpoints import (
     WAITING_QUEUE_SIZE,
     Endpoints,
     Layout,
+    Signal,
 )
 from inferencesched.errors import ScoreError
 from inferencesched.framework import CycleState, Scorer, WeightedScorer
 from inferencesched.request import InferenceRequest
 from inferencesched.scorers import (
     ActiveRequestScorer,
+    EncoderCacheScorer,
+    EndpointAttributeScorer,
     KvCacheUtilizationScorer,
+    LoadAwareScorer,
+    LoadSecondsScorer,
     LoraAffinityScorer,
+    MultiClusterKvCacheUtilizationScorer,
+    MultiClusterPrefixCacheScorer,
+    MultiClusterQueueScorer,
     PrefixCacheScorer,
     QueueScorer,
     RunningRequestsScorer,
+    SessionAffinityScorer,
     TokenLoadScorer,
+)
+from inferencesched.sessions import BoundSession
+from inferencesched.signals import (
+    ENCODER_MATCH,
+    MULTICLUSTER_KV_CACHE_USAGE,
+    MULTICLUSTER_QUEUE_SIZE,
+    SESSION_BOUND,
+    of_producer,
 )
 
 #: Standard signals have these rows in every pool: their columns come first.
@@ -63,52 +81,78 @@ FOLD_ROWS.setflags(write=False)
 
 
 class Op(NamedTuple):
-    """What does a scorer's twin compute, from which rows, with which parameters?"""
+    """What does a scorer's twin compute, from which columns, with which parameters?"""
 
     code: int
-    row: int = 0
-    second: int = 0
-    third: int = 0
+    signal: Signal | None = None
+    second: Signal | None = None
+    third: Signal | None = None
     parameters: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
 
 
-def _prefix(scorer: PrefixCacheScorer) -> Op | None:
-    if scorer.producer:
-        return None  # a column of that producer's own: no standard row
-    parameters = (scorer.match_length_weight, scorer.match_length_scale_tokens, 0.0, 0.0)
-    return Op(profile.PREFIX, ROW(PREFIX_MATCH), PREFIX_TOKENS_ROW, 0, parameters)
+def _prefix(scorer: PrefixCacheScorer | MultiClusterPrefixCacheScorer) -> Op:
+    match, tokens = (of_producer(signal, scorer.producer) for signal in (PREFIX_MATCH, PREFIX_TOKENS))
+    weight = scorer.match_length_weight
+    parameters = (weight, scorer.match_length_scale_tokens, 0.0, 0.0)
+    return Op(profile.PREFIX, match, tokens if weight > 0.0 else None, None, parameters)
 
 
 def _token_load(scorer: TokenLoadScorer) -> Op:
-    return Op(
-        profile.TOKEN_LOAD, ROW(INFLIGHT_TOKENS), PREFIX_TOKENS_ROW, 0, (scorer.queue_threshold_tokens, 0.0, 0.0, 0.0)
-    )
+    return Op(profile.TOKEN_LOAD, INFLIGHT_TOKENS, PREFIX_TOKENS, None, (scorer.queue_threshold_tokens, 0.0, 0.0, 0.0))
 
 
 def _active(scorer: ActiveRequestScorer) -> Op:
-    parameters = (scorer.idle_threshold, scorer.max_busy_score, 0.0, 0.0)
-    return Op(profile.ACTIVE, ROW(INFLIGHT_REQUESTS), 0, 0, parameters)
+    return Op(profile.ACTIVE, INFLIGHT_REQUESTS, None, None, (scorer.idle_threshold, scorer.max_busy_score, 0.0, 0.0))
 
 
 def _lora(scorer: LoraAffinityScorer) -> Op | None:
     if scorer.distinct:
         return None
     parameters = (scorer.running, scorer.room, scorer.waiting, scorer.full)
-    return Op(profile.LORA, ROW(LORA_ACTIVE), ROW(LORA_WAITING), ROW(LORA_CAPACITY), parameters)
+    return Op(profile.LORA, LORA_ACTIVE, LORA_WAITING, LORA_CAPACITY, parameters)
 
 
-#: By exact type: a subclass may mean something else. None where a scorer's parameters have no twin.
+def _attribute(scorer: EndpointAttributeScorer) -> Op:
+    lower = scorer.better == "lower"
+    if scorer.fixed_range is None:
+        return Op(profile.INVERSE_MINMAX if lower else profile.MINMAX, scorer.signal)
+    low, high = scorer.fixed_range
+    return Op(profile.PLACE, scorer.signal, None, None, (low, high - low, float(lower), 0.0))
+
+
+def _session(scorer: SessionAffinityScorer) -> Op | None:
+    strategy = scorer.strategy
+    return Op(profile.COLUMN, of_producer(SESSION_BOUND, strategy.producer)) if type(strategy) is BoundSession else None
+
+
+def _seconds(scorer: LoadSecondsScorer) -> Op | None:
+    if scorer.seconds_per_context_token or scorer.kv_barrier:
+        return None
+    return Op(profile.SECONDS, INFLIGHT_TOKENS, PREFIX_TOKENS, PREFILL_THROUGHPUT, (scorer.horizon, 0.0, 0.0, 0.0))
+
+
+#: By exact type: a subclass may mean something else. None where a scorer's parameters have no twin. Who has none here reads
+#: more than columns: labels, headers, the session's token, a whole distribution of hashes.
 _TWINS: Final[Mapping[type, Callable[[Any], Op | None]]] = MappingProxyType(
     {
-        QueueScorer: lambda s: Op(profile.INVERSE_MINMAX, ROW(WAITING_QUEUE_SIZE)),
-        RunningRequestsScorer: lambda s: Op(profile.INVERSE_MINMAX, ROW(RUNNING_REQUESTS)),
-        KvCacheUtilizationScorer: lambda s: Op(profile.COMPLEMENT, ROW(KV_CACHE_USAGE)),
+        QueueScorer: lambda s: Op(profile.INVERSE_MINMAX, WAITING_QUEUE_SIZE),
+        RunningRequestsScorer: lambda s: Op(profile.INVERSE_MINMAX, RUNNING_REQUESTS),
+        KvCacheUtilizationScorer: lambda s: Op(profile.COMPLEMENT, KV_CACHE_USAGE),
+        LoadAwareScorer: lambda s: Op(profile.LOAD_AWARE, WAITING_QUEUE_SIZE, None, None, (s.threshold, 0.0, 0.0, 0.0)),
         PrefixCacheScorer: _prefix,
         TokenLoadScorer: _token_load,
         ActiveRequestScorer: _active,
         LoraAffinityScorer: _lora,
+        EndpointAttributeScorer: _attribute,
+        LoadSecondsScorer: _seconds,
+        SessionAffinityScorer: _session,
+        EncoderCacheScorer: lambda s: Op(profile.COLUMN, of_producer(ENCODER_MATCH, s.producer)),
+        MultiClusterQueueScorer: lambda s: Op(profile.INVERSE_MINMAX, MULTICLUSTER_QUEUE_SIZE),
+        MultiClusterKvCacheUtilizationScorer: lambda s: Op(profile.COMPLEMENT, MULTICLUSTER_KV_CACHE_USAGE),
+        MultiClusterPrefixCacheScorer: _prefix,
     }
 )
+_STANDARD: Final = Layout(STANDARD_SIGNALS)
 
 
 @cache
@@ -191,30 +235,55 @@ class Program:
     ``fused`` says whether every scorer has a twin, so that nothing but the snapshot and the request's numbers is needed.
     """
 
-    __slots__ = ("_foreign", "code", "fused", "loras")
+    __slots__ = ("_foreign", "_ops", "_resolved", "code", "fixed", "fused", "loras")
 
     #: Where nothing is to be handed over.
     NO_EXTRA: Final[FloatArray] = np.empty((0, 0), dtype=np.float64)
     NO_MASKS: Final[BoolArray] = np.empty((0, 0), dtype=np.bool_)
 
     def __init__(self, scorers: tuple[WeightedScorer, ...]) -> None:
-        self.code: FloatArray = np.zeros((len(scorers), profile.COLUMNS), dtype=np.float64)
         self._foreign: list[Scorer] = []
-        self.loras = False
-        for k, weighted in enumerate(scorers):
+        self._ops: list[tuple[Op, float]] = []
+        for weighted in scorers:
             twin = _TWINS.get(type(weighted.scorer))
             op = None if twin is None else twin(weighted.scorer)
             if op is None:
-                op = Op(profile.EXTRA, 0, len(self._foreign))
+                op = Op(profile.EXTRA, parameters=(float(len(self._foreign)), 0.0, 0.0, 0.0))
                 self._foreign.append(weighted.scorer)
-            self.loras |= op.code == profile.LORA
-            self.code[k] = (op.code, op.row, op.second, op.third, weighted.weight, *op.parameters)
+            self._ops.append((op, weighted.weight))
+        self.loras = any(op.code == profile.LORA for op, _ in self._ops)
         self.fused = not self._foreign
+        self.fixed = all(signal is None or signal.name in _STANDARD.rows for op, _ in self._ops for signal in op[1:4])
+        self.code: FloatArray = self._for(_STANDARD) if self.fixed else np.empty((0, profile.COLUMNS))
+        self._resolved: tuple[Layout, FloatArray] = (_STANDARD, self.code)
+
+    def _for(self, layout: Layout) -> FloatArray:
+        """Return the program with the rows of a layout, ``float64[K, COLUMNS]``."""
+        code = np.zeros((len(self._ops), profile.COLUMNS), dtype=np.float64)
+        for k, (op, weight) in enumerate(self._ops):
+            rows = (0 if signal is None else layout.row(signal) for signal in (op.signal, op.second, op.third))
+            code[k] = (op.code, *rows, weight, *op.parameters)
+        return code
+
+    def code_of(self, layout: Layout) -> FloatArray:
+        """Return the program for a snapshot's layout: standard signals have the same rows in all of them.
+
+        Errors: `UnknownNameError` for a pool that lacks a column, as the scorer itself has it.
+        """
+        if self.fixed:
+            return self.code
+        known, code = self._resolved
+        if known is not layout:
+            code = self._for(layout)
+            self._resolved = (layout, code)  # at once: any thread may ask
+        return code
 
     def totals(self, request: InferenceRequest, endpoints: Endpoints, cycle: CycleState) -> FloatArray:
         """Return the weighted sums, ``float64[E]``: to the last bit those of `plain_totals`."""
         extra, masks = self.extra(request, endpoints, cycle), self.masks(request, endpoints)
-        return weigher()(endpoints.matrix, extra, masks, 0, self.code, float(request.prompt_tokens or 0))
+        return weigher()(
+            endpoints.matrix, extra, masks, 0, self.code_of(endpoints.layout), float(request.prompt_tokens or 0)
+        )
 
     def best(self, request: InferenceRequest, endpoints: Endpoints, cycle: CycleState) -> tuple[int, float]:
         """Return the position that `MaxScorePicker` would pick of those totals, and its total."""
@@ -231,7 +300,7 @@ class Program:
             endpoints.matrix,
             self.extra(request, endpoints, cycle),
             self.masks(request, endpoints),
-            self.code,
+            self.code_of(endpoints.layout),
             request.prompt_tokens or 0,
             PICKED_ROW,
             PREFIX_TOKENS_ROW,

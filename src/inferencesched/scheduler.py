@@ -169,7 +169,8 @@ class Scheduler:
             if tokens is None:
                 tokens = request.prompt_tokens or 0
             masks = endpoints.residency(request.adapter or request.model) if program.loras else program.NO_MASKS
-            matrix, extra, code = endpoints.matrix, program.NO_EXTRA, program.code
+            matrix, extra = endpoints.matrix, program.NO_EXTRA
+            code = program.code if program.fixed else program.code_of(endpoints.layout)
             best, ties, total, owed = decide(matrix, extra, masks, code, tokens, PICKED_ROW, PREFIX_TOKENS_ROW, 0)
             if ties != 1:
                 if not ties:

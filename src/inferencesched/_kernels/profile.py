@@ -12,7 +12,9 @@ from inferencesched._kernels._compile import ON_STACK, carray, kernel, stack_poi
 from inferencesched._typing import BoolArray, DepthArray, FloatArray, IndexArray, IntArray
 
 #: What an op of a program computes; the twin of each is the scorer named.
-EXTRA, INVERSE_MINMAX, COMPLEMENT, PREFIX, TOKEN_LOAD, ACTIVE, LORA, COLUMN = range(8)
+EXTRA, INVERSE_MINMAX, COMPLEMENT, PREFIX, TOKEN_LOAD, ACTIVE, LORA, COLUMN, MINMAX, LOAD_AWARE, PLACE, SECONDS = range(
+    12
+)
 COLUMNS = 9
 
 
@@ -39,7 +41,7 @@ def weigh(
         weight, first, other = program[k, 4], program[k, 5], program[k, 6]
         x = matrix[row]
         if op == EXTRA:
-            y = extra[second]
+            y = extra[int(first)]
             for i in range(count):
                 totals[i] += weight * y[i]
         elif op == INVERSE_MINMAX:
@@ -55,6 +57,33 @@ def weigh(
         elif op == COMPLEMENT:
             for i in range(count):
                 totals[i] += weight * (1.0 - x[i] if x[i] == x[i] else 0.0)
+        elif op == MINMAX:
+            low, high = scoring.span(x)
+            if high > low:
+                width = high - low
+                for i in range(count):
+                    score = (x[i] - low) / width
+                    totals[i] += weight * (score if x[i] == x[i] else 0.0)
+            else:
+                for i in range(count):
+                    totals[i] += weight * (1.0 if x[i] == x[i] else 0.0)
+        elif op == LOAD_AWARE:  # first = threshold
+            for i in range(count):
+                score = 0.5 * (1.0 - min(x[i], first) / first)
+                totals[i] += weight * (score if x[i] == x[i] else 0.0)
+        elif op == PLACE:  # first = where the range begins, other = its width; 1 at its end, or at its beginning
+            turned = program[k, 7] > 0.0
+            for i in range(count):
+                place = min(1.0, max(0.0, (x[i] - first) / other))
+                score = 1.0 - place if turned else place
+                totals[i] += weight * (score if x[i] == x[i] else 0.0)
+        elif op == SECONDS:  # first = horizon
+            y, z = matrix[second], matrix[int(program[k, 3])]
+            for i in range(count):
+                load = x[i] + max(0.0, tokens - (y[i] if y[i] == y[i] else 0.0))
+                seconds = load / z[i] if z[i] != 0.0 else np.inf
+                known = load == load and z[i] == z[i]
+                totals[i] += weight * (1.0 - min(seconds, first) / first if known else 0.0)
         elif op == COLUMN:
             for i in range(count):
                 totals[i] += weight * (x[i] if x[i] == x[i] else 0.0)
