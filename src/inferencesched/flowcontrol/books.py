@@ -148,10 +148,13 @@ class QueueBooks:
 
     # -- what changes -----------------------------------------------------------------------------
 
-    def book(self, ticket: Ticket) -> None:
-        """Count a ticket that waits from now on, as its band's latest arrival."""
+    def book(self, ticket: Ticket, row: list[int]) -> None:
+        """Count a ticket that waits from now on, as its band's latest arrival, and in a row of its band's `Totals`."""
         item, flow = ticket.item, ticket.flow
         band, size_bytes, tokens = flow.band, item.size_bytes, item.input_tokens + item.output_tokens
+        row[0] += 1
+        row[1] += size_bytes
+        row[2] += tokens
         flow.size_bytes += size_bytes
         flow.tokens += tokens
         band.requests += 1
@@ -168,10 +171,13 @@ class QueueBooks:
             latest.newer = ticket
         band.newest = ticket
 
-    def unbook(self, ticket: Ticket) -> None:
-        """Count a ticket that does not wait any more: its place is free."""
+    def unbook(self, ticket: Ticket, row: list[int]) -> None:
+        """Count a ticket that does not wait any more (its place is free), and in a row of its band's `Totals`."""
         item, flow = ticket.item, ticket.flow
         band, size_bytes, tokens = flow.band, item.size_bytes, item.input_tokens + item.output_tokens
+        row[0] += 1
+        row[1] += size_bytes
+        row[2] += tokens
         flow.size_bytes -= size_bytes
         flow.tokens -= tokens
         band.requests -= 1

@@ -209,7 +209,6 @@ class FlowController:
             raise
         # nothing below raises: from here on the request is queued
         self._number += 1
-        band.totals.add(band.totals.submitted, item)
         self._queued(ticket)
         return ticket
 
@@ -337,6 +336,7 @@ class FlowController:
             ticket.enqueued_at += now - ticket.dispatched_at
             ticket.dispatched_at, ticket.endpoint = nan, ""
             band.totals.undo(band.totals.dispatched, item)
+            band.totals.undo(band.totals.submitted, item)  # as it is about to be counted again
             first = not len(flow.queue)
             flow.queue.push(ticket)
             self._queued(ticket)
@@ -417,7 +417,7 @@ class FlowController:
         band.idle_since = inf
         if flow.idle_since < inf:
             self._idle.remove(flow)
-        self._books.book(ticket)
+        self._books.book(ticket, band.totals.submitted)
         ticket.expires_at = self._expires_at(ticket)
         self._expiry.add(ticket)
 
@@ -432,12 +432,11 @@ class FlowController:
     def _evict(self, ticket: Ticket, outcome: QueueOutcome, now: float) -> None:
         """Take a ticket out of its queue for good; its place is free at once."""
         flow = ticket.flow
+        band = flow.band
         flow.queue.remove(ticket)
-        self._books.unbook(ticket)
+        self._books.unbook(ticket, band.totals.evicted)
         ticket.outcome = outcome
         self._expiry.left(ticket)
-        band = flow.band
-        band.totals.add(band.totals.evicted, ticket.item)
         try:
             band.fairness.changed(flow, now)
         finally:

@@ -162,14 +162,13 @@ class Dispatcher:
         """Let a ticket go."""
         flow = ticket.flow
         flow.queue.remove(ticket)
-        self._books.unbook(ticket)
+        self._books.unbook(ticket, band.totals.dispatched)
         ticket.outcome = _DISPATCHED
         ticket.dispatched_at = now
         self._expiry.left(ticket)
         self._inflight[ticket.number] = ticket
         flow.inflight += 1
         band.inflight += 1
-        band.totals.add(band.totals.dispatched, ticket.item)
         events.append(_record(Dispatch, (ticket,)))
         try:
             self._gate.dispatched(ticket, now)
