@@ -61,6 +61,10 @@ LOCAL_SCORERS = st.one_of(
     st.builds(isched.PrefixCacheScorer, st.sampled_from([0.0, 0.3, 1.0]), st.sampled_from([100.0, 8192.0])),
     st.builds(isched.TokenLoadScorer, st.sampled_from([300.0, 4194304.0])),
     st.builds(isched.ActiveRequestScorer, st.sampled_from([0.0, 1.0]), st.sampled_from([0.0, 0.5, 1.0])),
+)
+#: Those of other families that are such a formula as well, and have a twin too.
+COLUMN_SCORERS = st.one_of(
+    LOCAL_SCORERS,
     st.builds(isched.LoadAwareScorer, st.sampled_from([2.0, 128.0])),
     st.builds(
         isched.EndpointAttributeScorer,
@@ -70,7 +74,7 @@ LOCAL_SCORERS = st.one_of(
     ),
     st.builds(isched.LoadSecondsScorer, st.sampled_from([0.5, 10.0]), st.sampled_from([0.0, 0.0, 0.1])),
 )
-SCORERS = st.one_of(LOCAL_SCORERS, st.just(isched.LoraAffinityScorer()), st.just(Foreign()))
+SCORERS = st.one_of(COLUMN_SCORERS, st.just(isched.LoraAffinityScorer()), st.just(Foreign()))
 PICKERS = st.one_of(
     st.builds(isched.MaxScorePicker, st.integers(1, 3)),
     st.builds(isched.RandomPicker, st.integers(1, 3)),

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import inferencesched as isched
-from tests.profiles import LOCAL_SCORERS
+from tests.profiles import COLUMN_SCORERS
 
 ADAPTERS = ("", "x", "y", "z")
 LORA = st.builds(
@@ -19,7 +19,7 @@ LORA = st.builds(
     full=st.sampled_from([0.0, 0.2]),
     distinct=st.booleans(),
 )
-WEIGHTED = st.builds(isched.WeightedScorer, LOCAL_SCORERS | LORA, st.sampled_from([1.0, 2.0, 0.3, 0.0, -1.0]))
+WEIGHTED = st.builds(isched.WeightedScorer, COLUMN_SCORERS | LORA, st.sampled_from([1.0, 2.0, 0.3, 0.0, -1.0]))
 STALE = st.builds(
     isched.StalePolicy, after=st.sampled_from([0.5, 2.0]), assume=st.sampled_from(["worst", "mean", "exclude", "trust"])
 )
