@@ -4,6 +4,8 @@
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
+# So many processes share the tests; 0: none but make's own, as `--pdb` needs.
+WORKERS ?= auto
 DEMO_ARGS ?=
 BENCH_ARGS ?=
 # What `make bench` runs after the timed functions in bench_*.py: whole programs that print their own tables.
@@ -29,7 +31,7 @@ demo: $(CLI)  ## compare policies on the embedded workload: a table, and a pictu
 	$(BIN)/inferencesched compare --out build/demo $(DEMO_ARGS)
 
 test: $(DEV)  ## tests, doctests of every module, code blocks of the README and the docs
-	$(BIN)/python -m pytest --doctest-modules $(wildcard README.md) docs src tests $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --doctest-modules $(wildcard README.md) docs src tests $(PYTEST_ARGS)
 
 check: lint types layers changelog doctest docs wheel  ## all that must be clean: style, types, layers, changelog, doctests, docs, wheel
 	$(SAY) 'make check: clean'

@@ -1,5 +1,6 @@
 """How far apart were two flows served, in the worst of all intervals in which both waited? Traces, and what drives policies along them."""
 
+import re
 from collections.abc import Callable
 from itertools import combinations
 from typing import Any, NamedTuple
@@ -19,6 +20,11 @@ from inferencesched.flowcontrol import (
 )
 from inferencesched.flowcontrol.flows import Band
 from inferencesched.request import Usage
+
+
+def named(thing: object) -> str:
+    """Return what a policy is called as a test's name: without a function's address, which is another one each run."""
+    return re.sub(r"<function (\S+) at 0x\w+>", r"\1", repr(thing))
 
 
 class Served(NamedTuple):

@@ -35,7 +35,7 @@ from inferencesched.flowcontrol.fairness.attained import _Attained, _ScoreOrder,
 from inferencesched.flowcontrol.fairness.counters import _CounterOrder, _StartTimeOrder
 from inferencesched.flowcontrol.fairness.turns import _DeficitOrder
 from inferencesched.request import Usage
-from tests.flow_traces import Alone, Load, Turnstile, Whole, loads, run, worst
+from tests.flow_traces import Alone, Load, Turnstile, Whole, loads, named, run, worst
 
 SERVERS = ("s1", "s2", "s3")
 DRIVERS = (Alone, Whole)
@@ -69,7 +69,7 @@ BOUNDS = {
         2 * len(SERVERS) * (load.most / min(load.weights) + 8.0)
     ),
 }
-NAMED = [pytest.param(policy, id=f"{policy}"[:60]) for policy in BOUNDS]
+NAMED = [pytest.param(policy, id=named(policy)[:60]) for policy in BOUNDS]
 EVERY = [*NAMED, *(pytest.param(each, id=f"{each}") for each in (GlobalStrict(), RoundRobin(), LeastAttainedService()))]
 EVERY.append(pytest.param(LeastAttainedService(head_wait=0.0, half_life=4.0), id="LeastAttainedService-heap"))
 
@@ -173,7 +173,7 @@ class Broken:
         (RoundRobin(), VirtualTokenCounter()),
         (DeficitLongestPrefix(uncached, quantum=1e9), DeficitLongestPrefix(uncached, quantum=1.0)),
     ],
-    ids=lambda each: f"{each}"[:40],
+    ids=lambda each: named(each)[:40],
 )
 def test_a_broken_policy_is_found(mutant, policy):
     bound = BOUNDS[policy]

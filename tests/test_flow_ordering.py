@@ -24,6 +24,7 @@ from inferencesched.flowcontrol import (
     WeightedShortestFirst,
 )
 from inferencesched.flowcontrol.flows import Band
+from tests.flow_traces import named
 
 WORTH = {"gold": 4.0, "lead": 0.5}
 POLICIES = [
@@ -122,7 +123,7 @@ def before(policy, a, b):
     return head is a
 
 
-@pytest.mark.parametrize("policy", POLICIES, ids=repr)
+@pytest.mark.parametrize("policy", POLICIES, ids=named)
 @given(drawn=st.lists(drafts, min_size=3, max_size=3))
 def test_an_order_is_strict_and_total(policy, drawn):
     """Irreflexive by construction: a queue has one head. Asymmetric, transitive, and of two different tickets one goes first."""
@@ -133,7 +134,7 @@ def test_an_order_is_strict_and_total(policy, drawn):
         assert not (before(policy, x, y) and before(policy, y, z)) or before(policy, x, z)
 
 
-@pytest.mark.parametrize("policy", POLICIES, ids=repr)
+@pytest.mark.parametrize("policy", POLICIES, ids=named)
 @given(drawn=st.lists(drafts, max_size=12), cancelled=st.integers(0, 2**12), now=st.floats(0.0, 1e3))
 def test_a_queue_is_sorted(policy, drawn, cancelled, now):
     flow, tickets = tickets_of(policy, drawn)
