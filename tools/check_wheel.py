@@ -1,7 +1,7 @@
 """Does what people install work, with this source tree out of sight?
 
 Builds the sdist, and from it the wheel; reads the wheel's contents; installs it into a fresh virtual environment,
-first bare and then with the extra `cli`; and runs, in a folder that sees no sources: an import, the tests that read
+first bare and then with the extras `cli` and `yaml`; and runs, in a folder that sees no sources: an import, the tests that read
 the installed package, the examples of every module and of the README, and the command line. Everything it makes is in
 one new folder under build/, removed at the end.
 """
@@ -55,8 +55,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix=f"{PACKAGE}-wheel-") as name:
             away = Path(name)
             run(python, "-c", BARE, cwd=away)
-            say("installing the extra cli; tests, examples and the command line")
-            run(*pip, f"{wheel}[cli]", *test_requirements())
+            say("installing the extras cli and yaml; tests, examples and the command line")
+            run(*pip, f"{wheel}[cli,yaml]", *test_requirements())
             exercise(python, away)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

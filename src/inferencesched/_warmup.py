@@ -25,7 +25,7 @@ def warmup() -> None:
     """Is everything compiled that a gateway calls? It is after this.
 
     Walks one small pool through the kernels of scoring, hashing, the prefix index and KV events; those of the simulator
-    compile when it runs. Cost: some ten seconds the first time on a machine, 0.2 s from numba's disk cache. Changes nothing
+    compile when it runs. Cost: some twenty seconds the first time on a machine, 0.3 s from numba's disk cache. Changes nothing
     else.
 
     >>> warmup()
