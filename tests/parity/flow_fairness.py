@@ -434,7 +434,7 @@ class Shelf:
         ticket = Ticket(item, self.flow, len(self.tickets), 1.0, said.get("enqueue_s", 0.0))
         self.tickets[said["id"]] = ticket
         self.flow.queue.push(ticket)
-        self.books.book(ticket)
+        self.books.book(ticket, ticket.flow.band.totals.submitted)
         return ticket
 
     def remove(self, handle: Any) -> str | None:
@@ -443,7 +443,7 @@ class Shelf:
             self.flow.queue.remove(handle)
         except (ValueError, TypeError, AttributeError):
             return "invalid_handle"
-        self.books.unbook(handle)
+        self.books.unbook(handle, handle.flow.band.totals.evicted)
         return None
 
     def cleanup(self, wanted: Callable[[Ticket], bool]) -> int:
