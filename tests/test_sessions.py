@@ -204,6 +204,19 @@ def test_expired_bindings_are_swept_and_the_longest_unused_makes_room():
     assert len(producer) == 1
 
 
+def test_a_name_of_a_megabyte_is_remembered_by_its_hash():
+    producer, pool, name = isched.SessionBindingProducer(), pool_of(), "s" * 1_000_000
+    endpoints = pool.snapshot()
+    produced = producer.produce(request(name), endpoints, cycle(1.0))
+    assert len(produced.receipt.session) < 100
+    producer.decided(produced.receipt, result(NAMES[1]), now=1.0)
+    assert producer.bound(name, now=2.0) == NAMES[1]
+    assert producer.bound(name[:-1], now=2.0) == ""
+    again = producer.produce(request(name), endpoints, cycle(2.0))
+    (column,) = again.columns.values()
+    assert column.tolist() == [float(name == NAMES[1]) for name in endpoints.names]
+
+
 def test_another_profiles_target_is_bound_where_it_ran():
     producer = isched.SessionBindingProducer(profile="prefill")
     producer.decided(SessionReceipt("s"), result("a", primary="decode"), now=0.0)

@@ -1,7 +1,9 @@
 """Which endpoint was a session bound to?"""
 
 from collections import OrderedDict
-from typing import NamedTuple, final
+from typing import Final, NamedTuple, final
+
+from xxhash import xxh3_128_hexdigest
 
 from inferencesched.endpoints import Endpoints, Signal
 from inferencesched.errors import InvalidInputError, finite_time, whole_number
@@ -9,6 +11,9 @@ from inferencesched.framework import CycleState, Filter, Produced, Reader, Reads
 from inferencesched.request import InferenceRequest
 from inferencesched.sessions import SESSION_HEADER, SessionSource, place_of_session, session_of
 from inferencesched.signals import SESSION_BOUND, of_producer
+
+#: A session's name that is longer is remembered by its hash.
+LONGEST_NAME: Final = 64
 
 
 class SessionReceipt(NamedTuple):
@@ -104,12 +109,12 @@ class SessionBindingProducer:
 
     def bound(self, session: str, *, now: float) -> str:
         """Return which endpoint has the session; empty is none."""
-        endpoint, used = self._bindings.get(session, ("", now))
+        endpoint, used = self._bindings.get(_short(session), ("", now))
         return "" if now - used > self.ttl else endpoint
 
     def session(self, request: InferenceRequest) -> str:
         """Return which session the request belongs to; empty is none."""
-        return session_of(request, self.sources)
+        return _short(session_of(request, self.sources))
 
     def produce(self, request: InferenceRequest, endpoints: Endpoints, cycle: CycleState) -> Produced[SessionReceipt]:
         """Return the column, and whether the session's endpoint is missing."""
@@ -151,3 +156,8 @@ class SessionBindingProducer:
             if now - self._bindings[session][1] <= self.ttl:
                 return
             del self._bindings[session]
+
+
+def _short(session: str) -> str:
+    """Return a name of bounded length: what a client says is remembered for as long as its session, however long it is."""
+    return session if len(session) <= LONGEST_NAME else f"xxh3:{xxh3_128_hexdigest(session.encode())}"
