@@ -1,7 +1,7 @@
 """Do the tests pass with the oldest versions that pyproject.toml allows?
 
-Installs exactly the lower bounds of the run-time dependencies and of the extra `cli` into build/oldest, with today's
-test tools beside them, and runs the tests and the examples there. Best asked of the oldest Python we support.
+Installs exactly the lower bounds of the run-time dependencies and of the extras `cli` and `yaml` into build/oldest, with
+today's test tools beside them, and runs the tests and the examples there. Best asked of the oldest Python we support.
 """
 
 import subprocess
@@ -10,20 +10,36 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-TOOLS = ("pytest", "pytest-benchmark", "hypothesis", "sybil")
+EXTRAS = ("cli", "yaml")
+TOOLS = ("pytest", "pytest-benchmark", "pytest-xdist", "hypothesis", "jsonschema", "sybil")
+#: What the oldest of ours was released beside: a newer pyparsing warns of what that matplotlib does at import.
+BESIDE = ("pyparsing<3.3",)
 
 
 def main() -> None:
     """Install and test."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    bounds = [line.replace(">=", "==") for line in project["dependencies"] + project["optional-dependencies"]["cli"]]
+    wanted = project["dependencies"] + [line for extra in EXTRAS for line in project["optional-dependencies"][extra]]
+    bounds = [line.replace(">=", "==") for line in wanted]
     print("-- installing", *bounds, flush=True)
     folder = ROOT / "build" / "oldest"
     run(sys.executable, "-m", "venv", "--clear", folder)
     python = folder / "bin" / "python"
-    run(python, "-m", "pip", "install", "-qq", "--no-input", "--disable-pip-version-check", *bounds, *TOOLS)
+    run(python, "-m", "pip", "install", "-qq", "--no-input", "--disable-pip-version-check", *bounds, *TOOLS, *BESIDE)
     run(python, "-m", "pip", "install", "-qq", "--no-input", "--disable-pip-version-check", "--no-deps", "-e", ROOT)
-    run(python, "-m", "pytest", "--doctest-modules", ROOT / "README.md", ROOT / "src", ROOT / "tests")
+    run(
+        python,
+        "-m",
+        "pytest",
+        "-n",
+        "auto",
+        "--dist",
+        "worksteal",
+        "--doctest-modules",
+        ROOT / "README.md",
+        ROOT / "src",
+        ROOT / "tests",
+    )
 
 
 def run(*command: object) -> None:
