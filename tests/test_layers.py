@@ -18,8 +18,9 @@ LAYERS = (
     ("cli",),
     ("",),
     ("_warmup",),
-    ("director", "simulator.*", "adapters.*", "testing.*"),
+    ("simulator.*", "adapters.*", "testing.*"),
     ("config", "config.*", "explain.*"),
+    ("director", "director.*"),
     (
         "scheduler",
         "flowcontrol.config",
@@ -32,6 +33,7 @@ LAYERS = (
         "routing.*",
         "governance.*",
         "observability.*",
+        "lifecycle.*",
     ),
     ("_folding", "_running"),
     ("_fusion", "_dependencies"),
@@ -41,6 +43,8 @@ LAYERS = (
         "pickers.*",
         "handlers.*",
         "producers.*",
+        "admitters.*",
+        "screeners.*",
         "prefix.producer",
         "prefix.precise",
         "flowcontrol.*",
@@ -52,11 +56,12 @@ LAYERS = (
     ("_pool_audit", "bookings"),
     ("framework", "signals", "topology", "placement", "flowcontrol.flows", "flowcontrol.outcomes"),
     ("reservation",),
+    ("governance.meters", "observability.events", "routing.body", "routing.body.*", "routing.tokens"),
     ("request", "endpoints", "normalize", "prefix.*"),
     ("members",),
     ("labels",),
     ("_kernels.*",),
-    ("errors", "_typing"),
+    ("errors", "_typing", "routing.headers"),
 )
 
 #: No import between these, in either direction; `director` joins them.

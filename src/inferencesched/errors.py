@@ -13,6 +13,8 @@
      |    |-- UnknownParentError                 a suffix of blocks whose parent is not in the index
      |    |-- SnapshotError                      a prefix index's snapshot that is broken, or of another version or seed
      |    |-- KVEventError                       an engine's KV event that cannot be read: names the place
+     |    |-- ManifestError                      a Kubernetes-style manifest: names kind, object and field
+     |    |-- MetricsPageError                   a server's metrics page on which nothing is known
      |    `-- TraceError                         a line of a trace file: names file and line
      |
      |-- PluginError                             the plug-in's fault
@@ -26,6 +28,18 @@
      |    |-- UnknownProfileError                400  it asks for a scheduling profile that is not there
      |    |-- UnreadableHeaderError              400  a header of its client's is no number (InvalidInputError too)
      |    |-- FilteredOutError                   429  every candidate was filtered out
+     |    |-- BodyError                          400  its body cannot be read (InvalidInputError too); 413 where it is too large
+     |    |-- UnauthenticatedError               401  nobody knows who asks
+     |    |-- ForbiddenError                     403  it is known who asks, and that they may not
+     |    |-- GuardBlockedError                  403  a guard will not let it, or its answer, pass
+     |    |-- UnroutedError                      404  no route, pool or model of this name
+     |    |-- PreconditionFailedError            412  `Prefer: if-available`, and nothing of it is cached
+     |    |-- LimitedError                       429  over a rate limit or a quota: has Retry-After; 400 where it never fits
+     |    |    |-- RateLimitedError
+     |    |    `-- QuotaExceededError
+     |    |-- AdmissionDeniedError               429  an admitter plug-in denies it
+     |    |-- StageFailedError                   500  a plug-in of the gateway's raised, and its policy is to refuse
+     |    |-- UpstreamError                      502  its server failed, and it may not be tried elsewhere
      |    `-- QueueRefusedError                       flow control would not have it: has headers, Retry-After, a wait
      |         |-- QueueRejectedError                 it was never queued
      |         |-- QueueEvictedError                  it left the queue without going to a server
@@ -41,10 +55,27 @@ An error is raised before anything changes. Messages name the parameter, the val
 """
 
 from collections.abc import Mapping
-from math import isfinite
-from typing import Any, ClassVar
+from math import ceil, isfinite
+from types import MappingProxyType
+from typing import Any, ClassVar, Final
 
 import numpy as np
+
+#: HTTP status -> llm-d's code, which is also the label `error_code` of its metrics (llm-d-router, pkg/common/error/error.go).
+CODES: Final[Mapping[int, str]] = MappingProxyType(
+    {
+        400: "BadRequest",
+        401: "Unauthorized",
+        403: "Forbidden",
+        404: "NotFound",
+        412: "PreconditionFailed",
+        413: "BadRequest",
+        429: "ResourceExhausted",
+        500: "Internal",
+        502: "ServiceUnavailable",
+        503: "ServiceUnavailable",
+    }
+)
 
 
 class InferenceSchedError(Exception):
@@ -114,6 +145,17 @@ class KVEventError(InvalidInputError):
     """What in an engine's KV event cannot be read, and what was allowed there?"""
 
 
+class ManifestError(InvalidInputError):
+    """Which field of which manifest is wrong, and what is allowed there?
+
+    ``parameter`` is the whole path, as in ``InferenceObjective default/chat: $.spec.priority``.
+    """
+
+
+class MetricsPageError(InvalidInputError):
+    """Why does a server's metrics page say nothing? It is cut off, too large, or holds none of the known names."""
+
+
 class TraceError(InvalidInputError):
     """Which line of which trace file could not be read?
 
@@ -159,11 +201,21 @@ class PickError(PluginError):
 class RequestRefusedError(InferenceSchedError):
     """Why may this request not go, and what does its client see?
 
-    ``outcome`` is a low-cardinality metric label, ``status`` the HTTP status.
+    ``outcome`` is a low-cardinality metric label, ``status`` the HTTP status, ``headers`` are the response's, in lower case.
     """
 
     outcome: str = "refused"
     status: int = 503
+    headers: Mapping[str, str] = MappingProxyType({})
+
+    @property
+    def code(self) -> str:
+        """What do llm-d's router and its metrics call the status?
+
+        >>> NoEndpointsError("nobody").code
+        'ServiceUnavailable'
+        """
+        return CODES.get(self.status, "Unknown")
 
 
 class NoEndpointsError(RequestRefusedError):
@@ -192,6 +244,119 @@ class FilteredOutError(RequestRefusedError):
 
     outcome: str = "filtered_out"
     status: int = 429
+
+
+class BodyError(RequestRefusedError, InvalidInputError):
+    """What in a request's body cannot be read? HTTP 400, or 413 where it is too large."""
+
+    outcome: str = "bad_body"
+    status: int = 400
+
+    def __init__(self, parameter: str, value: object, allowed: str, *, status: int = 400) -> None:
+        super().__init__(parameter, value, allowed)
+        self.status = status
+
+
+class UnauthenticatedError(RequestRefusedError):
+    """Whose credentials are missing or wrong? HTTP 401."""
+
+    outcome: str = "unauthenticated"
+    status: int = 401
+
+
+class ForbiddenError(RequestRefusedError):
+    """Who asks for what they may not have? HTTP 403."""
+
+    outcome: str = "forbidden"
+    status: int = 403
+
+
+class GuardBlockedError(RequestRefusedError):
+    """Which guard will not let a request, or its answer, pass, and by which rule? HTTP 403.
+
+    ``guard`` and ``rule`` are low-cardinality names; the matched text is never in the message.
+    """
+
+    outcome: str = "guard_blocked"
+    status: int = 403
+
+    def __init__(self, guard: str, rule: str, detail: str = "") -> None:
+        self.guard = guard
+        self.rule = rule
+        super().__init__(f"blocked by {guard}: {rule}" + (f": {detail}" if detail else ""))
+
+
+class UnroutedError(RequestRefusedError):
+    """Which route, pool or model does not exist? HTTP 404."""
+
+    outcome: str = "unrouted"
+    status: int = 404
+
+
+class PreconditionFailedError(RequestRefusedError):
+    """Which condition of the client's does not hold? HTTP 412."""
+
+    outcome: str = "precondition_failed"
+    status: int = 412
+
+
+class LimitedError(RequestRefusedError):
+    """Over which limit is a request, and after how many seconds would it fit?
+
+    HTTP 429 with ``Retry-After``; 400 where ``retry_after`` is inf: it is larger than the limit ever allows.
+    """
+
+    outcome: str = "limited"
+    status: int = 429
+
+    def __init__(self, rule: str, detail: str, retry_after: float) -> None:
+        self.rule = rule
+        self.detail = detail
+        self.retry_after = retry_after
+        if isfinite(retry_after):
+            self.headers = MappingProxyType({"retry-after": str(max(1, ceil(retry_after)))})
+        else:
+            self.status = 400
+        super().__init__(f"{rule}: {detail}")
+
+
+class RateLimitedError(LimitedError):
+    """Over which rate limit is a request?"""
+
+    outcome: str = "rate_limited"
+
+
+class QuotaExceededError(LimitedError):
+    """Which quota is used up?"""
+
+    outcome: str = "quota_exceeded"
+
+
+class AdmissionDeniedError(RequestRefusedError):
+    """Which admitter denies a request, and why? HTTP 429, or whatever the admitter says."""
+
+    outcome: str = "admission_denied"
+    status: int = 429
+
+    def __init__(self, admitter: str, reason: str, *, status: int = 429) -> None:
+        self.admitter = admitter
+        self.reason = reason
+        self.status = status
+        super().__init__(f"{admitter}: {reason}")
+
+
+class StageFailedError(RequestRefusedError):
+    """Which plug-in raised on the way, where the policy is to refuse then? HTTP 500."""
+
+    outcome: str = "stage_failed"
+    status: int = 500
+
+
+class UpstreamError(RequestRefusedError):
+    """How did the server fail that a request was sent to, where it is not tried elsewhere? HTTP 502."""
+
+    outcome: str = "upstream_failed"
+    status: int = 502
 
 
 class QueueRefusedError(RequestRefusedError):

@@ -321,6 +321,40 @@ class StagedHandler(Protocol):
         ...
 
 
+class Denial(NamedTuple):
+    """Why does a plug-in deny a request? ``reason`` is for people, ``status`` the HTTP status."""
+
+    reason: str
+    status: int = 429
+
+
+@runtime_checkable
+class Screener(Protocol):
+    """Whom may this request go to at all, before anything is known of load? All see everybody; what all keep is left."""
+
+    def screen(self, request: InferenceRequest, endpoints: Endpoints, cycle: CycleState) -> BoolArray:
+        """Return ``bool[E]``, True to keep."""
+        ...
+
+
+@runtime_checkable
+class Admitter(Protocol):
+    """May this request go, seeing the servers and what the producers found out? After the queue, before scheduling."""
+
+    def admit(self, request: InferenceRequest, endpoints: Endpoints, cycle: CycleState) -> Denial | None:
+        """Return why not, or None; changes nothing but the generator."""
+        ...
+
+
+@runtime_checkable
+class PreRequest(Protocol):
+    """Does anything speak against a decision once it is known? All run; the first denial in order counts."""
+
+    def before_request(self, request: InferenceRequest, result: SchedulingResult) -> Denial | None:
+        """Return why not, or None; changes nothing."""
+        ...
+
+
 class Assigner(Protocol):
     """Who gets which of several requests, seen together?
 

@@ -1,0 +1,1 @@
+"""Who asks, may they, how much of it, and who hears of it?"""
