@@ -59,7 +59,7 @@ from inferencesched.errors import (
     UnknownProfileError,
     UnreadableHeaderError,
 )
-from inferencesched.explain import Decision, Explanation, decide, explain
+from inferencesched.explain import ExplainedDecision, Explanation, decide, explain
 from inferencesched.filters import (
     AllOf,
     AnyOf,
@@ -289,7 +289,6 @@ __all__ = [
     "CycleState",
     "DataParallelProfileHandler",
     "DataProducer",
-    "Decision",
     "DecisionListener",
     "DecodeFilter",
     "DependencyError",
@@ -309,6 +308,7 @@ __all__ = [
     "EpsilonGreedyPicker",
     "EventBatch",
     "EventStream",
+    "ExplainedDecision",
     "Explains",
     "Explanation",
     "Feature",

@@ -20,6 +20,7 @@ from inferencesched._fusion import PICKED_ROW, PREFIX_TOKENS_ROW, Program, decid
 from inferencesched._running import ProfileRunner, record
 from inferencesched.endpoints import Endpoints
 from inferencesched.errors import (
+    AdmissionDeniedError,
     FilteredOutError,
     InvalidInputError,
     NoEndpointsError,
@@ -29,6 +30,7 @@ from inferencesched.errors import (
     finite_time,
 )
 from inferencesched.framework import (
+    Admitter,
     Assigner,
     Configuration,
     CycleState,
@@ -154,15 +156,17 @@ class Scheduler:
         now: float,
         rng: np.random.Generator,
         exclude: Collection[str] = (),
+        admitters: Sequence[Admitter] = (),
     ) -> SchedulingResult:
         """Who should take it? Pure: equal arguments, an equally seeded `rng` included, give an equal answer.
 
-        `exclude` names endpoints not to try (again). Errors: `RequestRefusedError`, `PluginError`.
+        `exclude` names endpoints not to try (again); `admitters` are asked in order, with what the producers found out, before
+        any profile runs. Errors: `RequestRefusedError` (`AdmissionDeniedError` of the first admitter that denies), `PluginError`.
         """
         if exclude or not endpoints.seen_since(now - self._patience, self._leaving_out_unseen):
             endpoints = self.candidates(request, endpoints, now, exclude)
         compiled = self._compiled
-        if compiled is not None:
+        if compiled is not None and not admitters:
             # what `ProfileRunner.run` does, for a profile of which every part is in the kernel
             name, program, decide = compiled
             tokens = request.input_tokens
@@ -186,6 +190,10 @@ class Scheduler:
             raise NoEndpointsError(f"no endpoint for request {request.request_id!r}: the pool is empty")
         cycle = CycleState(now, rng, endpoints.sequence)
         endpoints, receipts = self.produce(request, endpoints, cycle)
+        for admitter in admitters:
+            denial = admitter.admit(request, endpoints, cycle)
+            if denial is not None:
+                raise AdmissionDeniedError(type(admitter).__name__, denial.reason, status=denial.status)
         if self._alone is not None:
             name, runner = self._alone
             result = runner.run(request, endpoints, cycle)

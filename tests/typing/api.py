@@ -178,7 +178,7 @@ assert_type(result.profiles["default"], isched.ProfileResult | None)
 assert_type(scheduler.assign([request], endpoints, now=1.0, rng=rng), list[isched.SchedulingResult])
 assert_type(isched.explain(scheduler, request, endpoints, now=1.0, rng=rng), isched.Explanation)
 decision = isched.decide(scheduler, request, endpoints, now=1.0, rng=rng)
-assert_type(decision, isched.Decision)
+assert_type(decision, isched.ExplainedDecision)
 assert_type(decision.explain(), isched.Explanation)
 as_result: isched.SchedulingResult = decision
 

@@ -6,6 +6,6 @@ decided, and what would have flipped it. `decide` decides with notes: its result
 """
 
 from inferencesched.explain.record import Change, Drop, Explanation, Reading
-from inferencesched.explain.walk import Decision, decide, explain
+from inferencesched.explain.walk import ExplainedDecision, decide, explain
 
-__all__ = ["Change", "Decision", "Drop", "Explanation", "Reading", "decide", "explain"]
+__all__ = ["Change", "Drop", "ExplainedDecision", "Explanation", "Reading", "decide", "explain"]

@@ -67,7 +67,7 @@ class Case:
     result: SchedulingResult | None = None
 
 
-class Decision(SchedulingResult):  # a tuple's subclass has no other place for its notes
+class ExplainedDecision(SchedulingResult):  # a tuple's subclass has no other place for its notes
     """Where should this request go, and why? A `SchedulingResult` that can `explain` itself; made by `decide`."""
 
     _case: Case | None = None
@@ -92,7 +92,7 @@ def decide(
     now: float,
     rng: np.random.Generator,
     exclude: Collection[str] = (),
-) -> Decision:
+) -> ExplainedDecision:
     """Who should take it, in a way that can be explained? What `Scheduler.schedule` returns, equal to it, with notes.
 
     For the decisions that somebody will ask about: `Scheduler.schedule` takes no notes, and costs nothing for them. `reserve`
@@ -112,7 +112,7 @@ def decide(
     case = _walked(scheduler, request, endpoints, now, rng, exclude)
     result = case.result
     assert result is not None  # else the walk had raised
-    decision = Decision(*result)
+    decision = ExplainedDecision(*result)
     decision._case = case
     return decision
 
