@@ -142,7 +142,30 @@ class Ended(NamedTuple):
     at: float
 
 
-Event = Received | Rewritten | Enqueued | Dequeued | Scheduled | Started | FirstToken | OutputTokens | Refused | Ended
+class PluginFailed(NamedTuple):
+    """A plug-in of the gateway's raised. ``refused`` says whether that refused the request, ``error`` is the exception's type."""
+
+    request_id: str
+    labels: Labels
+    stage: str
+    plugin: str
+    error: str
+    refused: bool
+
+
+Event = (
+    Received
+    | Rewritten
+    | Enqueued
+    | Dequeued
+    | Scheduled
+    | Started
+    | FirstToken
+    | OutputTokens
+    | Refused
+    | Ended
+    | PluginFailed
+)
 
 
 class EventSink(Protocol):
