@@ -1,1 +1,5 @@
 """What becomes of a request once it was sent?"""
+
+from inferencesched.lifecycle.retry import RETRYABLE, RetryPolicy
+
+__all__ = ["RETRYABLE", "RetryPolicy"]

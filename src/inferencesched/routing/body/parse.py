@@ -124,6 +124,19 @@ class RequestBody:
             for each in self.prompt_pieces()
         )
 
+    def opening(self) -> bytes:
+        """Return the prompt's bytes up to the end of the user's first turn: the same for all turns of a conversation."""
+        out: list[bytes] = []
+        asked = False
+        for piece in self._pieces:
+            if piece.begins:
+                if asked:
+                    break
+                asked = piece.role == "user"
+                out += (_TURN, piece.role.encode(), _TURN)
+            out.append(text_bytes(piece.raw, piece.path) if piece.is_text else piece.raw)
+        return b"".join(out)
+
     def prompt_pieces(self) -> list[bytes | MediaItem]:
         """Return the same in pieces, with each picture where it stands; bytes between two pictures are one piece."""
         out: list[bytes | MediaItem] = []
