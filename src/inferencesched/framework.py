@@ -142,10 +142,14 @@ class StochasticPicker(Protocol):
 
 
 class Produced(NamedTuple, Generic[R]):
-    """What did a producer find out? Columns ``float64[E]`` for this cycle, and a receipt for `commit`."""
+    """What did a producer find out? Columns ``float64[E]`` for this cycle, and a receipt for `commit`.
+
+    ``sound`` promises contiguous ``float64[E]`` within their signals' ranges: then nobody looks again.
+    """
 
     columns: Mapping[Signal, FloatArray]
     receipt: R
+    sound: bool = False
 
 
 class DataProducer(Protocol[R]):

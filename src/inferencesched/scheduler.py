@@ -125,6 +125,7 @@ class Scheduler:
         self.handler: ProfileHandler = SingleProfileHandler() if handler is None else handler
         plugins = (plugin for profile in named.values() for plugin in plugins_of(profile))
         self.producers = in_order(producers, (self.handler, *plugins))
+        self._declared = tuple(frozenset(producer.produces) for producer in self.producers)
         self.stale = StalePolicy() if stale is None else stale
         self.assigner = assigner
         self.computing = tuple(computing)
@@ -409,13 +410,13 @@ class Scheduler:
     ) -> tuple[Endpoints, tuple[object, ...]]:
         """Return the snapshot with the producers' columns, and their receipts."""
         receipts: tuple[object, ...] = ()
-        for producer in self.producers:
+        for producer, declared in zip(self.producers, self._declared, strict=True):
             produced = producer.produce(request, endpoints, cycle)
-            if not produced.columns.keys() <= set(producer.produces):
+            if not produced.columns.keys() <= declared:
                 names = sorted(signal.name for signal in produced.columns)
                 raise ProduceError(producer, str(names), str(sorted(signal.name for signal in producer.produces)))
             try:
-                endpoints = endpoints.with_columns(produced.columns)
+                endpoints = endpoints.with_columns(produced.columns, sound=produced.sound)
             except InvalidInputError as error:
                 raise ProduceError(producer, f"{error.parameter}: {error.value}", error.allowed) from error
             receipts = (*receipts, produced.receipt)

@@ -6,7 +6,7 @@ Unknown is NaN: every normaliser answers NaN where its input is NaN and leaves i
 import numpy as np
 
 from inferencesched._kernels._compile import frozen, kernel
-from inferencesched._typing import FloatArray
+from inferencesched._typing import DepthArray, FloatArray, IndexArray, IntArray
 
 
 @kernel
@@ -68,6 +68,35 @@ def bad_score(scores: FloatArray) -> int:
         if not (scores[i] >= 0.0 and scores[i] <= 1.0):
             return i
     return -1
+
+
+@kernel
+def held_by_stays(
+    depths: DepthArray,
+    slots: IndexArray,
+    generations: IntArray,
+    owners: IntArray,
+    blocks: int,
+    block_size: int,
+    matched: IntArray,
+    rows: FloatArray,
+) -> int:
+    """Fill in what each stay holds of a prompt of so many blocks; return the most, -1 where a slot is not known yet.
+
+    ``int32[slots]`` depths, ``[E]`` slots and generations, ``int64[slots]`` owners; out: int64[E] blocks, float64[2, E] their share
+    and their tokens. A slot that is another generation's holds nothing.
+    """
+    most, known, whole = 0, owners.shape[0], float(max(1, blocks))
+    for i in range(slots.shape[0]):
+        slot = slots[i]
+        if slot >= known or slot >= depths.shape[0]:
+            return -1
+        depth = depths[slot] if owners[slot] == generations[i] else 0
+        matched[i] = depth
+        rows[0, i] = depth / whole
+        rows[1, i] = depth * float(block_size)
+        most = max(most, depth)
+    return most
 
 
 @kernel

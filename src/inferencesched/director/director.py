@@ -11,6 +11,7 @@ exactly one `Decision`; every forwarded one has one `RequestLife`, that ends onc
 
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
+from math import inf
 from typing import Any, Final, final
 
 import numpy as np
@@ -28,7 +29,6 @@ from inferencesched.errors import (
     RequestRefusedError,
     ReservationError,
     UpstreamError,
-    finite_time,
     whole_number,
 )
 from inferencesched.flowcontrol.events import Dispatch, Rejection, Revoke
@@ -110,7 +110,7 @@ class Director:
         if not pools:
             raise InvalidInputError("pools", pools, "at least one pool by its name")
         whole_number("max_bytes", max_bytes, 1)
-        if not 0.0 <= output_ratio < float("inf"):
+        if not 0.0 <= output_ratio < inf:
             raise InvalidInputError("output_ratio", output_ratio, "a finite number of at least 0")
         self._lanes = {name: Lane(name, serving) for name, serving in pools.items()}
         self._failures = Failures(self._emit, FailurePolicy() if failure is None else failure)
@@ -134,6 +134,7 @@ class Director:
             output_ratio=output_ratio,
         )
         self._number = 0
+        self._now = -inf
         self._ready: deque[Decision] = deque()  # decided while somebody else was being decided
         self._dirty: set[Lane] = set()  # where something ended, so that somebody else may go
         self._lives: dict[str, RequestLife] = {}
@@ -159,9 +160,9 @@ class Director:
 
         `headers` have lower-case names; ``x-request-id`` names the request, and must be of nobody else who is here. `claims` are
         verified ones, of a token that the gateway checked. `subset` is whom the proxy allows (metadata of the Envoy protocol).
-        What is wrong with a request is in its decision, never raised. Errors: `InvalidInputError` for a time that is none.
+        What is wrong with a request is in its decision, never raised. Errors: `InvalidInputError` for a time that is none, or goes back.
         """
-        finite_time(now)
+        self._turn(now)
         way = Way(self._name(headers), headers, len(body), subset, now)
         try:
             kind = body_kind(path)
@@ -177,7 +178,7 @@ class Director:
 
     def step(self, now: float, rng: np.random.Generator) -> list[Decision]:
         """Answer who may go now, has waited too long, or had to make room. Call it when something ended or was observed, and by `next_wakeup`."""
-        finite_time(now)
+        self._turn(now)
         self._dirty.clear()
         for lane in self._lanes.values():
             controller = lane.serving.controller
@@ -191,6 +192,7 @@ class Director:
 
         None where it has been decided before: then its `RequestLife` ends it.
         """
+        self._turn(now)
         way = ticket.item.request
         if not isinstance(way, Way) or self._waiting.get(way.request_id) is not way:
             return None
@@ -198,7 +200,7 @@ class Director:
         assert controller is not None  # it waits there
         controller.cancel(ticket, now)
         self._changed(way.lane)
-        return self._left(way, QueueOutcome.EVICTED_CANCELLED, float("inf"), now)
+        return self._left(way, QueueOutcome.EVICTED_CANCELLED, inf, now)
 
     def observe(self, pool: str, now: float) -> None:
         """Tell a pool's queue what is known of its servers. Call it when they were observed. Errors: `InvalidInputError` for an unknown pool."""
@@ -241,7 +243,7 @@ class Director:
         Only before the first byte, and if the retry policy says so: then its booking moves, its place in the queue and its limits
         stay as they are. Else its life ends as failed, and the decision is an `UpstreamError`, 502. `failure` is a low-cardinality word.
         """
-        finite_time(now)
+        self._turn(now)
         way, policy = life.way, self._retry
         if not life.open:
             raise InvalidInputError("life", life, "one that has not ended")
@@ -324,13 +326,23 @@ class Director:
             objective=request.objective,
             request=way,
         )
-        answer = controller.submit(item, now)
+        try:
+            answer = controller.submit(item, now)
+        except Exception as error:
+            self._failures.told(way, "queue", controller, error, "closed")
+            raise
         if isinstance(answer, Rejection):
             raise answer.error()
         way.ticket = answer
         self._waiting[way.request_id] = way
         self._emit(Enqueued(way.request_id, way.labels, way.size_bytes, now))
-        decision = self._tell(controller.step(now), now, rng, way)
+        try:
+            decision = self._tell(controller.step(now), now, rng, way)
+        except Exception as error:
+            if self._waiting.pop(way.request_id, None) is not None:
+                controller.cancel(answer, now)
+            self._failures.told(way, "queue", controller, error, "closed")
+            raise
         return Waiting(way.request_id, lane.name, answer) if decision is None else decision
 
     def _tell(
@@ -385,7 +397,7 @@ class Director:
             return None
         if way.request_id not in self._waiting:
             return None  # it was answered when it was cancelled
-        decision = self._left(way, outcome, getattr(event, "retry_after", float("inf")), now)
+        decision = self._left(way, outcome, getattr(event, "retry_after", inf), now)
         if way is asking:
             return decision
         self._ready.append(decision)
@@ -493,6 +505,12 @@ class Director:
             return name
         self._number += 1
         return f"{name or 'request'}-{self._number}"
+
+    def _turn(self, now: float) -> None:
+        """Take note of the time. Errors: `InvalidInputError` for one that is none, or before the last one."""
+        if not self._now <= now < inf:
+            raise InvalidInputError("now", now, f"a finite time of at least {self._now}, the last one")
+        self._now = now
 
     def _changed(self, lane: Lane) -> None:
         """Note that somebody who waits for this pool may go now."""

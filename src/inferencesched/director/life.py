@@ -13,7 +13,7 @@ whatever any of them raises.
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, final
 
-from inferencesched.errors import CODES, InvalidInputError, ReservationError, whole_number
+from inferencesched.errors import CODES, ReservationError, whole_number
 from inferencesched.flowcontrol.outcomes import QueueOutcome
 from inferencesched.observability.events import Ended, FirstToken, OutputTokens
 from inferencesched.request import Usage
@@ -154,8 +154,7 @@ class RequestLife:
         self.tried = (*self.tried, reservation.endpoint)
 
     def _end(self, outcome: str, usage: Usage | None, size_bytes: int | None, now: float) -> bool:
-        if not now > float("-inf") or now == float("inf"):
-            raise InvalidInputError("now", now, "a finite number of seconds")
+        self._director._turn(now)
         if self.outcome:
             return False
         self.outcome = outcome

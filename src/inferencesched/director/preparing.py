@@ -60,6 +60,7 @@ class Preparer:
         "_output_ratio",
         "_routes",
         "_sessions",
+        "_splits",
         "_tokenizer",
     )
 
@@ -85,6 +86,7 @@ class Preparer:
         self._emit = emit
         self._models = models
         self._routes = routes
+        self._splits = routes is not None and routes.divides
         self._guards = guards
         self._identity = identity
         self._meters = tuple(meters)
@@ -165,7 +167,7 @@ class Preparer:
         return priority
 
     def _choose_model(self, way: Way, body: RequestBody, rng: np.random.Generator) -> None:
-        if self._models is not None or self._routes is not None:
+        if self._splits or (self._models is not None and self._models.divides(body.model)):
             way.key = conversation_key(body, way.headers)
         if self._models is None:
             way.choice = ModelChoice(body.model, body.model, "", body.model, "")
@@ -190,9 +192,8 @@ class Preparer:
         if routes is None:
             way.lane = self._lane_of(choice)
             return
-        named = dict(headers)
-        named[MODEL_NAME] = choice.target
-        way.match = match = routes.match(RouteQuery(path, headers.get("host", ""), "POST", named))
+        seen = {**headers, MODEL_NAME: choice.target} if MODEL_NAME in routes.headers else headers
+        way.match = match = routes.match(RouteQuery(path, headers.get("host", ""), "POST", seen))
         if match is None:
             raise UnroutedError(f"no route for model {choice.target!r} at {headers.get('host', '')}{path}")
         try:

@@ -7,7 +7,9 @@ from typing import Final, Literal, NamedTuple, final
 
 import numpy as np
 
-from inferencesched._typing import BoolArray, IndexArray, IntArray
+from inferencesched._kernels import scoring
+from inferencesched._typing import BoolArray, DepthArray, FloatArray, IndexArray, IntArray
+from inferencesched.endpoints import Endpoints
 
 #: So many lookups without a hit, while blocks are stored, are no accident.
 BLIND_AFTER: Final = 100
@@ -70,12 +72,38 @@ class Stays:
 
     def claim(self, slot: int, generation: int) -> bool:
         """Give a slot to an endpoint's stay; return whether it was somebody else's before."""
-        if slot >= len(self._generations):
-            more = max(slot + 1, 2 * len(self._generations)) - len(self._generations)
-            self._generations = np.concatenate([self._generations, np.full(more, -1, dtype=np.int64)])
+        self._room(slot + 1)
         before = int(self._generations[slot])
         self._generations[slot] = generation
         return before not in (-1, generation)
+
+    def held(
+        self,
+        depths: DepthArray,
+        endpoints: Endpoints,
+        blocks: int,
+        block_size: int,
+        matched: IntArray,
+        rows: FloatArray,
+    ) -> int:
+        """Fill in what each endpoint holds of a prompt, as `scoring.held_by_stays` does; return the most that any holds.
+
+        A slot that nobody has claimed yet holds nothing.
+        """
+        slots, generations = endpoints.slots, endpoints.generations
+        most = scoring.held_by_stays(depths, slots, generations, self._generations, blocks, block_size, matched, rows)
+        if most < 0:
+            self._room(int(slots.max()) + 1)
+            room = np.zeros(max(len(depths), len(self._generations)), dtype=depths.dtype)
+            room[: len(depths)] = depths
+            most = scoring.held_by_stays(room, slots, generations, self._generations, blocks, block_size, matched, rows)
+        return int(most)
+
+    def _room(self, slots: int) -> None:
+        """See to it that there is room for so many slots."""
+        if slots > len(self._generations):
+            more = max(slots, 2 * len(self._generations)) - len(self._generations)
+            self._generations = np.concatenate([self._generations, np.full(more, -1, dtype=np.int64)])
 
     def current(self, slots: IndexArray, generations: IntArray) -> BoolArray:
         """Return which of these stays own their slot's blocks, ``bool[E]``."""

@@ -37,7 +37,8 @@ class PrefixReceipt(NamedTuple):
 
     def position(self, slot: int) -> int:
         """Return which of the candidates has this slot."""
-        return int(np.flatnonzero(self.endpoints.slots == slot)[0])
+        slots: list[int] = self.endpoints.slots.tolist()
+        return slots.index(slot)
 
 
 def columns_of(matched: FloatArray, held: FloatArray, blocks: int, block_size: int) -> dict[Signal, FloatArray]:
@@ -147,14 +148,15 @@ class ApproximatePrefixProducer:
             return Produced(unknown_columns(endpoints, self.produces), PrefixReceipt(None, endpoints, nothing))
         with self._lock:
             self._forget_old(cycle.now)
-            matched = self._matched(hashes, endpoints)
+            matched = np.empty(len(endpoints), dtype=np.int64)
+            rows = np.empty((2, len(endpoints)))
+            most = self._stays.held(self.index.match(hashes), endpoints, len(hashes), self.block_size, matched, rows)
             if len(hashes):
-                self._lookups.count(hit=bool(matched.any()))
-        reach = matched.astype(np.float64)
-        columns = columns_of(reach, reach, len(hashes), self.block_size)
+                self._lookups.count(hit=most > 0)
+        columns = {PREFIX_MATCH: rows[0], PREFIX_TOKENS: rows[1]}
         if self.count_blocks:
-            columns[CACHED_BLOCKS] = reach
-        return Produced(columns, PrefixReceipt(hashes, endpoints, matched))
+            columns[CACHED_BLOCKS] = matched.astype(np.float64)
+        return Produced(columns, PrefixReceipt(hashes, endpoints, matched), True)
 
     def commit(self, receipt: PrefixReceipt, slot: int, *, now: float) -> None:
         """Remember that the prompt went to `slot`."""
@@ -208,13 +210,6 @@ class ApproximatePrefixProducer:
         return hashes_of(
             request, self.block_size, self.max_blocks, seed=self.seed, model=request.model, tenant=request.tenant
         )
-
-    def _matched(self, hashes: HashArray, endpoints: Endpoints) -> IntArray:
-        """Return matched blocks by candidate, int64[E]; 0 where the slot's blocks are another's."""
-        slots = endpoints.slots
-        depth = self.index.match(hashes)
-        owned = self._stays.current(slots, endpoints.generations)
-        return np.where(owned, depth[np.where(owned, slots, 0)], 0).astype(np.int64)
 
     def _remember(
         self, hashes: HashArray, slot: int, generation: int, endpoints: Endpoints, position: int, now: float

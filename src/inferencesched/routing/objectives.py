@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple, final
 import numpy as np
 
 from inferencesched.errors import InvalidInputError, UnknownNameError, UnroutedError
-from inferencesched.routing.split import RandomSplit, SmoothSplit, StickySplit, WeightedSplit
+from inferencesched.routing.split import RandomSplit, SmoothSplit, StickySplit
 
 if TYPE_CHECKING:
     from inferencesched.routing.manifests import Manifests
 
+Split = RandomSplit | SmoothSplit | StickySplit
 Splitting = Literal["sticky", "random", "smooth"]
 _SPLITS: Final = ("sticky", "random", "smooth")
 
@@ -175,8 +176,8 @@ class ModelTable:
             self._objectives.setdefault(objective.name, objective)
             if objective.model:
                 self._of_model.setdefault(objective.model, objective)
-        self._exact: dict[str, tuple[str, WeightedSplit]] = {}
-        self._generic: tuple[str, WeightedSplit] | None = None
+        self._exact: dict[str, tuple[str, Split]] = {}
+        self._generic: tuple[str, Split] | None = None
         for rewrite in self.rewrites:
             for rule in rewrite.rules:
                 chosen = rewrite.name, _split(rule, split)
@@ -217,6 +218,11 @@ class ModelTable:
         target = split.pick(key, rng)
         return ModelChoice(model, target, name, self.base_of(target), target if target in self.adapters else "")
 
+    def divides(self, model: str) -> bool:
+        """Return whether a name may become one of several, so that a key says which."""
+        chosen = self._exact.get(model, self._generic)
+        return chosen is not None and len(chosen[1].weights) > 1
+
     def commit(self, choice: ModelChoice) -> None:
         """Say that a choice was kept: a smooth split goes on from there."""
         if choice.rewrite:
@@ -246,7 +252,7 @@ class ModelTable:
         return tuple(sorted(found))
 
 
-def _split(rule: RewriteRule, split: Splitting) -> WeightedSplit:
+def _split(rule: RewriteRule, split: Splitting) -> Split:
     weights = rule.weights()
     if split == "sticky":
         return StickySplit(weights)

@@ -139,12 +139,17 @@ class RouteTable:
     True
     """
 
-    __slots__ = ("_exact", "_wild", "routes")
+    __slots__ = ("_exact", "_wild", "divides", "headers", "routes")
 
     def __init__(self, routes: Iterable[HTTPRoute], *, split: Splitting = "sticky") -> None:
         if split not in ("sticky", "random", "smooth"):
             raise UnknownNameError("split", split, ("sticky", "random", "smooth"))
         self.routes = tuple(sorted(routes, key=lambda route: (route.created, route.namespace, route.name)))
+        rules = [rule for route in self.routes for rule in route.rules]
+        #: Which headers does any rule look at?
+        self.headers = frozenset(name for rule in rules for match in rule.matches for name, _ in match.headers)
+        #: Has any rule several pools to choose from?
+        self.divides = any(len(_weights(rule.backends)) > 1 for rule in rules)
         named: dict[str, list[_Entry]] = {}
         for route in self.routes:
             for i, rule in enumerate(route.rules):

@@ -12,7 +12,7 @@ from inferencesched.errors import BodyError
 from inferencesched.request import MediaItem
 from inferencesched.routing.body import shapes
 from inferencesched.routing.body.kinds import BodyKind
-from inferencesched.routing.body.pieces import Piece, dotted, given, letters, listed, pieces, text_bytes
+from inferencesched.routing.body.pieces import Piece, dotted, given, letters, listed, pieces, plain, text_bytes
 from inferencesched.routing.body.splice import spliced_model, spliced_texts
 
 MAX_BYTES: Final = 32 << 20
@@ -64,6 +64,8 @@ class RequestBody:
     @property
     def media(self) -> tuple[MediaItem, ...]:
         """Which pictures, videos, sounds and files are in it, in order?"""
+        if self._plain is not None:
+            return ()
         return tuple(piece.media for piece in self._pieces if piece.media is not None)
 
     @property
@@ -111,14 +113,30 @@ class RequestBody:
     @property
     def has_media(self) -> bool:
         """Is there any picture, video, sound or file in it?"""
-        return any(piece.media is not None for piece in self._pieces)
+        return self._plain is None and any(piece.media is not None for piece in self._pieces)
+
+    @cached_property
+    def _plain(self) -> list[tuple[str, bytes]] | None:
+        """The turns of a chat in which nothing but words is said, and no tools are offered; None for any other body."""
+        shape = self._shape
+        if not isinstance(shape, shapes.Chat):
+            return None
+        if shape.tools is not shapes.NOTHING or shape.functions is not shapes.NOTHING:
+            return None
+        return plain(shape.messages)
 
     def prompt(self) -> bytes:
         """Return the prompt as bytes: turns with their roles, texts, hashes of pictures.
 
-        Another turn only adds bytes at the end, so that prompts which begin alike have bytes that begin alike. Cost: 2 us for 4 KB.
+        Another turn only adds bytes at the end, so that prompts which begin alike have bytes that begin alike. Cost: 5 us for 4 KB.
         Errors: `BodyError` for a text that is none.
         """
+        turns = self._plain
+        if turns is not None:
+            out: list[bytes] = []
+            for role, raw in turns:
+                out += (_TURN, role.encode(), _TURN, raw[1:-1] if b"\\" not in raw else text_bytes(raw))
+            return b"".join(out)
         return b"".join(
             each if isinstance(each, bytes) else _MEDIA + each.modality.encode() + each.hash.to_bytes(8, "little")
             for each in self.prompt_pieces()
@@ -127,6 +145,13 @@ class RequestBody:
     def opening(self) -> bytes:
         """Return the prompt's bytes up to the end of the user's first turn: the same for all turns of a conversation."""
         out: list[bytes] = []
+        turns = self._plain
+        if turns is not None:
+            for role, raw in turns:
+                out += (_TURN, role.encode(), _TURN, text_bytes(raw))
+                if role == "user":
+                    break
+            return b"".join(out)
         asked = False
         for piece in self._pieces:
             if piece.begins:

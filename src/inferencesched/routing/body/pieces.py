@@ -4,7 +4,7 @@ Tools first (templates put them into the system's turn), then the system's words
 sound, a file) by the hash of where or what it is, or data that a template prints, such as the call of a tool.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple, TypeVar
 
 import msgspec
@@ -32,7 +32,6 @@ _MEDIA: Final = (
     ("file_url", "file"),
     ("file_id", "file"),
 )
-_DATA: Final = ("tool_calls", "arguments", "output")
 
 
 class Piece(NamedTuple):
@@ -93,8 +92,8 @@ def pieces(shape: shapes.Shape) -> Iterator[Piece]:
         yield from _content("system", ("instructions",), given(shape.instructions))
         said = given(shape.input)
         if said[:1] == b"[":
-            for i, message in enumerate(listed(shapes.ITEMS, said, ("input",))):
-                yield from _message(("input", i), message)
+            for i, item in enumerate(listed(shapes.ITEMS, said, ("input",))):
+                yield from _responses_item(("input", i), item)
         else:
             yield from _content("user", ("input",), said)
     elif isinstance(shape, shapes.Completions):
@@ -110,6 +109,20 @@ def pieces(shape: shapes.Shape) -> Iterator[Piece]:
                 yield Piece(
                     "user", (field,), said, False, False, MediaItem(xxhash.xxh3_64_intdigest(said), 1, modality)
                 )
+
+
+def plain(messages: Sequence[shapes.Message]) -> list[tuple[str, bytes]] | None:
+    """Return the role and the raw text of each message, where that is all there is to them: what most requests are. Else None."""
+    found: list[tuple[str, bytes]] = []
+    nothing = shapes.NOTHING
+    for message in messages:
+        if message.tool_calls is not nothing or message.reasoning_content is not nothing:
+            return None
+        said = bytes(message.content)
+        if not said or said[0] != _OPEN:
+            return None
+        found.append((message.role or "user", said))
+    return found
 
 
 def listed(decoder: msgspec.json.Decoder[list[T]], raw: bytes, path: Path) -> list[T]:
@@ -140,20 +153,31 @@ def _prompts(field: str, said: bytes) -> Iterator[Piece]:
 
 
 def _message(path: Path, message: shapes.Message) -> Iterator[Piece]:
-    role = message.role or message.type or "user"
+    role = message.role or "user"
     yield Piece(role, path, b"", True)
-    reasoning = given(message.reasoning_content)
-    if reasoning:
-        yield from _content(role, (*path, "reasoning_content"), reasoning, begins=False)
+    if message.reasoning_content is not shapes.NOTHING:
+        yield from _content(role, (*path, "reasoning_content"), given(message.reasoning_content), begins=False)
     said = given(message.content)
     if said:
         yield from _content(role, (*path, "content"), said, begins=False)
-    for field in _DATA:
-        said = given(getattr(message, field))
-        if said[:1] == b'"':
-            yield Piece(role, (*path, field), said)
-        elif said:
-            yield Piece(role, (*path, field), said, False, False)
+    if message.tool_calls is not shapes.NOTHING:
+        yield from _printed(role, (*path, "tool_calls"), given(message.tool_calls))
+
+
+def _responses_item(path: Path, item: shapes.Item) -> Iterator[Piece]:
+    role = item.role or item.type or "user"
+    yield Piece(role, path, b"", True)
+    said = given(item.content)
+    if said:
+        yield from _content(role, (*path, "content"), said, begins=False)
+    for field, raw in (("name", item.name), ("arguments", item.arguments), ("output", item.output)):
+        yield from _printed(role, (*path, field), given(raw))
+
+
+def _printed(role: str, path: Path, said: bytes) -> Iterator[Piece]:
+    """Walk what a template prints: a text, or data as it is."""
+    if said:
+        yield Piece(role, path, said, False, said[0] == _OPEN)
 
 
 def _content(role: str, path: Path, said: bytes, *, begins: bool = True) -> Iterator[Piece]:
@@ -179,7 +203,7 @@ def _content(role: str, path: Path, said: bytes, *, begins: bool = True) -> Iter
             media = given(getattr(part, field))
             if media:
                 kind = part.type if field == "source" and part.type else modality
-                yield Piece(role, (*here, field), media, False, False, _item(media, kind))
+                yield Piece(role, (*here, field), media, False, False, _media_of(media, kind))
         for field in ("name", "input"):
             data = given(getattr(part, field))
             if data:
@@ -189,7 +213,7 @@ def _content(role: str, path: Path, said: bytes, *, begins: bool = True) -> Iter
             yield from _content(role, (*here, "content"), inner, begins=False)
 
 
-def _item(raw: bytes, modality: str) -> MediaItem:
+def _media_of(raw: bytes, modality: str) -> MediaItem:
     """Return the item of a picture's JSON. ``"URL"`` and ``{"url": "URL"}`` are the same one, whatever detail is asked for."""
     if raw[:1] == b"{":
         try:

@@ -21,20 +21,23 @@ class StreamOptions(msgspec.Struct):
 
 
 class Message(msgspec.Struct):
-    """One message of a chat, or one item of a Responses input."""
+    """One message of a chat."""
 
     role: str = ""
     content: Raw = NOTHING
-    name: Raw = NOTHING
     tool_calls: Raw = NOTHING
-    tool_call_id: Raw = NOTHING
     reasoning_content: Raw = NOTHING
+
+
+class Item(msgspec.Struct):
+    """One item of a Responses input: a message, the call of a tool, or what it gave."""
+
+    role: str = ""
+    content: Raw = NOTHING
     type: str = ""
-    # items of a Responses input
-    call_id: Raw = NOTHING
+    name: Raw = NOTHING
     arguments: Raw = NOTHING
     output: Raw = NOTHING
-    summary: Raw = NOTHING
 
 
 class Part(msgspec.Struct):
@@ -136,7 +139,7 @@ DECODERS: Final[MappingProxyType[BodyKind, msgspec.json.Decoder[Any]]] = Mapping
         "sglang_generate": msgspec.json.Decoder(SglangGenerate),
     }
 )
-ITEMS: Final = msgspec.json.Decoder(list[Message])
+ITEMS: Final = msgspec.json.Decoder(list[Item])
 PARTS: Final = msgspec.json.Decoder(list[Part])
 STRING: Final = msgspec.json.Decoder(str)
 STRINGS: Final = msgspec.json.Decoder(list[str])

@@ -6,6 +6,7 @@ or a redacted text, is cut into the bytes that came.
 
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import lru_cache
 from typing import Any, Final
 
 from inferencesched.errors import BodyError
@@ -20,7 +21,7 @@ def spliced_model(raw: bytes, known: str, name: str) -> bytes:
 
     `known` is the model that was read, empty for none.
     """
-    value = json.dumps(name, ensure_ascii=False).encode()
+    value = _quoted(name)
     at = raw.find(_KEY)
     # The only key of that spelling, and no escape that could spell it otherwise: then it is the one.
     if known and at >= 0 and raw.find(_KEY, at + 1) < 0 and b"\\u00" not in raw:
@@ -37,6 +38,11 @@ def spliced_model(raw: bytes, known: str, name: str) -> bytes:
         comma = "" if text[start:].lstrip(_BLANKS)[:1] == "}" else ", "
         return f'{text[:start]}"model": {quoted}{comma}{text[start:]}'.encode()
     return _replaced(text, [(span, quoted) for span in spans])
+
+
+@lru_cache(maxsize=1024)
+def _quoted(name: str) -> bytes:
+    return json.dumps(name, ensure_ascii=False).encode()
 
 
 def spliced_texts(raw: bytes, texts: Mapping[Path, str]) -> bytes:
