@@ -356,6 +356,11 @@ class FlowController:
         """Which bands are there, and what do they hold, the greatest priority first? To look at, not to change."""
         return tuple(self._books.order)
 
+    @property
+    def capacity(self) -> Capacity:
+        """How much may wait in all bands together?"""
+        return self._books.capacity
+
     def desire(self, priorities: Collection[int], now: float) -> None:
         """Say which priorities objectives have: their bands are there from now on, and not collected when they are idle."""
         self._turn(now)
