@@ -30,6 +30,16 @@ _SHAPES: Final = {
 }
 PERSONAL: Final = tuple(_SHAPES)
 _NOWHERE: Final = 1 << 62
+_DIGITS: Final = tuple("0123456789")
+#: What a text must hold somewhere for a rule to be worth looking for.
+_NEEDLES: Final = {
+    "email": ("@",),
+    "card": _DIGITS,
+    "iban": _DIGITS,
+    "phone": ("+", "00"),
+    "ip_address": _DIGITS,
+    "secret": ("sk-", "gh", "AKIA", "xox", "AIza"),
+}
 _COMPILED: Final = {rule: re.compile(shape, re.ASCII) for rule, (shape, _) in _SHAPES.items()}
 
 
@@ -77,7 +87,7 @@ class PersonalData:
     action: ``redact`` unless said otherwise.
     replacement: what stands in its place; ``[rule]`` unless said otherwise.
 
-    Cost: 0.4 ms for 32 KB of prose. Errors: `UnknownNameError`.
+    Cost: 20 us for 32 KB without a digit or a sign of the above, up to 6 ms with them. Errors: `UnknownNameError`.
 
     >>> [span.rule for span in PersonalData().find("mail me@example.com, card 4111 1111 1111 1111")]
     ['email', 'card']
@@ -102,10 +112,11 @@ class PersonalData:
 
     def find(self, text: str, start: int = 0) -> list[Span]:
         """Return where it stands, from `start` on, in order."""
-        ahead = {rule: self._next(rule, text, start) for rule in self.rules}
+        likely = [rule for rule in self.rules if any(needle in text for needle in _NEEDLES[rule])]
+        ahead = {rule: self._next(rule, text, start) for rule in likely}
         found: list[Span] = []
         while True:
-            rule = min(self.rules, key=lambda each: ahead[each], default="")
+            rule = min(likely, key=lambda each: ahead[each], default="")
             begin, end = ahead[rule] if rule else (_NOWHERE, _NOWHERE)
             if begin == _NOWHERE:
                 return found
