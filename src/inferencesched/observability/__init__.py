@@ -1,5 +1,13 @@
 """What happened, how often, how long did it take, and how many servers would be right?"""
 
+from inferencesched.observability.autoscaling import (
+    Autoscaler,
+    ScalingPolicy,
+    ScalingSignal,
+    desired_replicas,
+    external_metrics,
+    recommended,
+)
 from inferencesched.observability.dashboard import PANELS, Panel, dashboard
 from inferencesched.observability.engines import ENGINES, EngineMetrics, EngineReading, MetricsExtractor
 from inferencesched.observability.events import EventSink, Labels, Sinks
@@ -15,6 +23,7 @@ __all__ = [
     "ENGINES",
     "FAMILIES",
     "PANELS",
+    "Autoscaler",
     "BoundedLabel",
     "EngineMetrics",
     "EngineReading",
@@ -27,10 +36,15 @@ __all__ = [
     "Panel",
     "Registry",
     "Sample",
+    "ScalingPolicy",
+    "ScalingSignal",
     "Sinks",
     "dashboard",
+    "desired_replicas",
     "exposition",
+    "external_metrics",
     "family",
     "parse_metric_spec",
     "parse_page",
+    "recommended",
 ]

@@ -3,6 +3,7 @@
 from typing import Final
 
 from inferencesched.config.catalogue import (
+    admitters,
     affinity,
     attributes,
     burst,
@@ -55,6 +56,7 @@ CATALOGUE: Final[tuple[PluginSpec, ...]] = (
     *outlier.SPECS,
     *throughput.SPECS,
     *combinators.SPECS,
+    *admitters.SPECS,
     *saturation.SPECS,
     *fairness.SPECS,
     *gateway.SPECS,

@@ -37,8 +37,6 @@ SPECS: Final = (
     held("token-producer"),
     held("tokenizer", stability="deprecated", instead="token-producer"),
     held("disaggregated-set-rollout", stability="alpha"),
-    held("latency-slo-admitter"),
-    held("probabilistic-admitter"),
     held("metrics-data-source", "source"),
     held("models-data-source", "source"),
     held("dcgm-data-source", "source", stability="alpha"),
