@@ -442,13 +442,13 @@ class Counter:
 
 class FillsMore(Counter):
     def produce(self, request, endpoints, cycle):
-        columns, receipt = super().produce(request, endpoints, cycle)
+        columns, receipt, _ = super().produce(request, endpoints, cycle)
         return isched.Produced({**columns, isched.PREFIX_MATCH: np.zeros(len(endpoints))}, receipt)
 
 
 class OutOfRange(Counter):
     def produce(self, request, endpoints, cycle):
-        columns, receipt = super().produce(request, endpoints, cycle)
+        columns, receipt, _ = super().produce(request, endpoints, cycle)
         return isched.Produced({self.column: columns[self.column] - 1.0}, receipt)
 
 
@@ -486,7 +486,7 @@ class Salted(Counter):
         self.salt = next(_turns)
 
     def produce(self, request, endpoints, cycle):
-        columns, receipt = super().produce(request, endpoints, cycle)
+        columns, receipt, _ = super().produce(request, endpoints, cycle)
         return isched.Produced({self.column: columns[self.column] + self.salt}, receipt)
 
 

@@ -32,7 +32,9 @@ def scheduler(*producers):
 def director(pool=None, **more):
     """Return a director of one pool."""
     serving = {key: more.pop(key) for key in ("controller", "screeners", "admitters", "pre_request") if key in more}
-    served = ServingPool(fleet("a", "b") if pool is None else pool, more.pop("scheduler", None) or scheduler(), **serving)
+    served = ServingPool(
+        fleet("a", "b") if pool is None else pool, more.pop("scheduler", None) or scheduler(), **serving
+    )
     return Director({"llama": served}, **more)
 
 

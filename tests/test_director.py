@@ -26,8 +26,8 @@ from inferencesched.observability.events import (
 )
 from inferencesched.prefix.producer import ApproximatePrefixProducer
 from inferencesched.request import Usage
-from inferencesched.routing.objectives import InferenceObjective, ModelTable
 from inferencesched.routing.manifests import load_manifests, route_from_manifest
+from inferencesched.routing.objectives import InferenceObjective, ModelTable
 from inferencesched.routing.routes import RouteTable
 from tests.director_parts import Broken, Counting, Keeps, Log, Says, chat, director, fleet, queue, rng, scheduler
 
@@ -144,7 +144,9 @@ def test_a_rewritten_name_is_spliced_in_and_told():
 
 @pytest.mark.parametrize(("name", "priority"), [("urgent", 10), ("batch", -1), ("nobody", 0), ("", 0)])
 def test_an_objective_says_the_priority_and_an_unknown_one_is_0(name, priority):
-    models = ModelTable(objectives=(InferenceObjective("urgent", priority=10), InferenceObjective("batch", priority=-1)))
+    models = ModelTable(
+        objectives=(InferenceObjective("urgent", priority=10), InferenceObjective("batch", priority=-1))
+    )
     decision = forwarded(director(models=models), headers={"x-llm-d-inference-objective": name})
     assert decision.request.priority == priority
 
@@ -154,7 +156,9 @@ def test_nobody_promotes_themselves():
         def identify(self, headers, claims, *, now):
             return Identity("acme", "acme", max_priority=0)
 
-    models = ModelTable(objectives=(InferenceObjective("urgent", priority=10), InferenceObjective("batch", priority=-1)))
+    models = ModelTable(
+        objectives=(InferenceObjective("urgent", priority=10), InferenceObjective("batch", priority=-1))
+    )
     made = director(models=models, identity=Knows())
     asked = {"x-llm-d-inference-objective": "urgent", "x-llm-d-inference-fairness-id": "somebody-else"}
     decision = forwarded(made, headers=asked)

@@ -223,6 +223,7 @@ class NoEndpointsError(RequestRefusedError):
 
     outcome: str = "no_endpoints"
     status: int = 503
+    headers: Mapping[str, str] = MappingProxyType({"x-llm-d-request-dropped-reason": "rejected-no-endpoints"})
 
 
 class UnknownProfileError(RequestRefusedError):
@@ -423,6 +424,33 @@ class AlreadySettledError(ReservationError):
 
     outcome: ClassVar[str] = "already_settled"
     status: ClassVar[int] = 500
+
+
+def code_of(error: BaseException) -> str:
+    """What does llm-d's router call this error? ``Unknown`` for one that is no refusal.
+
+    >>> code_of(NoEndpointsError("nobody")), code_of(ValueError())
+    ('ServiceUnavailable', 'Unknown')
+    """
+    return error.code if isinstance(error, RequestRefusedError) else "Unknown"
+
+
+def status_of(code: str) -> int:
+    """Which HTTP status has a code of llm-d's router? 500 for an unknown one.
+
+    >>> status_of("ResourceExhausted"), status_of("BadRequest")
+    (429, 400)
+    """
+    return next((status for status, known in CODES.items() if known == code and status not in (413, 502)), 500)
+
+
+def reference_text(code: str, message: str) -> str:
+    """How does llm-d's router write an error? For logs that somebody reads side by side.
+
+    >>> reference_text("Internal", "unexpected condition")
+    'inference error: Internal - unexpected condition'
+    """
+    return f"inference error: {code} - {message}"
 
 
 def whole_number(parameter: str, value: object, low: int = 0) -> int:

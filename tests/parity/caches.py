@@ -218,7 +218,7 @@ class Encoders:
     def produce(self, said: Mapping[str, Any]) -> dict[str, float]:
         request = isched.InferenceRequest(request_id=said.get("request_id") or "vector", media=media_of(said))
         endpoints = self.pool.snapshot()
-        columns, receipt = self.producer.produce(request, endpoints, cycle())
+        columns, receipt, _ = self.producer.produce(request, endpoints, cycle())
         self.receipts[request.request_id] = receipt
         self.sizes = dict.fromkeys(endpoints.names, len(unique_items(request.media)))
         return dict(zip(endpoints.names, columns[signals.ENCODER_MATCH].tolist(), strict=True))

@@ -33,6 +33,9 @@ from tests.parity import (
     plugins,
     precise,
     sessions,
+    way_admission,
+    way_pages,
+    way_routes,
 )
 from tests.parity.cases import Case, Outcome, Runner, differences, loaded, outcome
 from tests.parity.known import NOT_YET
@@ -56,6 +59,9 @@ RUNNERS: dict[tuple[str, str], Runner] = {
     **flow_fairness.RUNNERS,
     **flow_lifecycle.RUNNERS,
     **flow_saturation.RUNNERS,
+    **way_routes.RUNNERS,
+    **way_admission.RUNNERS,
+    **way_pages.RUNNERS,
 }
 
 

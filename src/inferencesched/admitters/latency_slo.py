@@ -58,7 +58,7 @@ class LatencySloAdmitter:
             return None
         room, pace = endpoints[ttft], endpoints[tpot]
         predicted: BoolArray = ~(np.isnan(room) | np.isnan(pace))
-        if not predicted.any() or (predicted & (room >= 0) & (pace >= 0)).any():
+        if not predicted.any() or (predicted & (room > 0) & (pace >= 0)).any():
             return None
         if (endpoints[RUNNING_REQUESTS] == 0).any() or (endpoints[KV_CACHE_USAGE] < self.cold_kv).any():
             return None

@@ -109,6 +109,15 @@ class QueueOutcome(Enum):
         return _SEEN[self].reference
 
     @property
+    def words(self) -> str:
+        """What may its client be told, in llm-d's words? Empty for what was not refused.
+
+        >>> QueueOutcome.EVICTED_TTL.words
+        'request timed out in queue'
+        """
+        return _WORDS.get(self.value.partition("_")[2], _WORDS["other"]) if self.refused else ""
+
+    @property
     def retryable(self) -> bool:
         """May the same request succeed later? Not where its time is over, its client gone, or something broke."""
         return _SEEN[self].retryable
@@ -156,6 +165,21 @@ _SEEN: Final = MappingProxyType(
         QueueOutcome.EVICTED_OTHER: Seen(500, "", "EvictedOther"),
         QueueOutcome.REVOKED: Seen(429, "evicted", "Dispatched", True),
         QueueOutcome.LAPSED: Seen(500, "", "Dispatched"),
+    }
+)
+
+
+#: By what stands behind ``rejected_`` or ``evicted_``.
+_WORDS: Final = MappingProxyType(
+    {
+        "capacity": "request rejected by flow control",
+        "no_endpoints": "no endpoints available",
+        "ttl": "request timed out in queue",
+        "deadline": "deadline cannot be met",
+        "cancelled": "client disconnected",
+        "displaced": "request displaced by one of higher priority",
+        "shutdown": "shutting down",
+        "other": "internal flow control error",
     }
 )
 
