@@ -139,6 +139,8 @@ def load_manifests(
     objectives: list[InferenceObjective] = []
     rewrites: list[ModelRewrite] = []
     routes: list[HTTPRoute] = []
+    if not isinstance(documents, Iterable):
+        raise ManifestError("documents", documents, "a mapping, or several")
     for document in [documents] if isinstance(documents, Mapping) else documents:
         if not isinstance(document, Mapping):
             raise ManifestError("document", document, "a mapping")
@@ -229,7 +231,7 @@ def _head(document: Mapping[str, Any], kind: str) -> _Head:
 def _read(shape: type[Any], where: str, value: object) -> Any:
     try:
         return msgspec.convert(value, shape)
-    except (msgspec.ValidationError, RecursionError) as error:
+    except (msgspec.ValidationError, RecursionError, UnicodeError) as error:
         said, _, path = str(error).partition(" - at `")
         raise ManifestError(where + path.rstrip("`").removeprefix("$"), _short(value), said) from error
 

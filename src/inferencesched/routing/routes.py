@@ -280,7 +280,7 @@ def route_of(where: str, name: str, namespace: str, created: float, spec: object
     """Return the route that a manifest's ``spec`` is. Errors: `ManifestError`, each with its path behind `where`."""
     try:
         said = msgspec.convert(spec, _Spec)
-    except (msgspec.ValidationError, RecursionError) as error:
+    except (msgspec.ValidationError, RecursionError, UnicodeError) as error:
         message, _, path = str(error).partition(" - at `")
         raise ManifestError(f"{where}: $.spec{path.rstrip('`').removeprefix('$')}", _short(spec), message) from error
     rules = tuple(_rule(f"{where}: $.spec.rules[{i}]", rule) for i, rule in enumerate(said.rules))

@@ -148,7 +148,8 @@ class StickySplit:
         self.weights = checked_weights(weights)
         self.seed = seed
         self._draws = tuple(
-            (name, weight, xxhash.xxh3_64_intdigest(name.encode(), seed)) for name, weight in self.weights.items()
+            (name, weight, xxhash.xxh3_64_intdigest(name.encode("utf-8", "surrogatepass"), seed))
+            for name, weight in self.weights.items()
         )
         self._chance = RandomSplit(self.weights)
 
