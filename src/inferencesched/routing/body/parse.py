@@ -232,7 +232,8 @@ def _require_prompt(shape: shapes.Shape, tokens: TokenArray | None) -> None:
         else ("input", shape.input)
     )
     said = given(raw)
-    if said in (b"", b"[]") or said[:1] not in (b'"', b"["):
+    text = b'"' if name != "token_ids" else b"["
+    if said in (b"", b"[]") or said[:1] not in (text, b"["):
         raise BodyError(name, said[:40].decode() or None, "a prompt")
 
 
