@@ -204,7 +204,8 @@ class RateLimiter:
 
     @staticmethod
     def _look(meter: _Meter, tenant: str, tokens: int, now: float) -> None:
-        """Refuse what does not fit. What additions of seconds may be off by does not count."""
+        """Refuse what does not fit, by the limit that has to be waited for longest. What additions of seconds may be off by does not count."""
+        longest, refusal = _SLACK * max(1.0, abs(now)), None
         for bucket in meter.all():
             limit = bucket.limit
             if limit is None:
@@ -214,9 +215,11 @@ class RateLimiter:
             if need > limit.capacity:
                 raise RateLimitedError(rule, f"{need:g} of at most {limit.capacity:g} at once", inf)
             wait = max(bucket.full, now) + need * bucket.step - now - bucket.room
-            if wait > _SLACK * max(1.0, abs(now)):
+            if wait > longest:
                 detail = f"{need:g} of {_left(bucket, now):g} left of {limit.amount:g} every {limit.per:g} s"
-                raise RateLimitedError(rule, detail, wait)
+                longest, refusal = wait, (rule, detail)
+        if refusal is not None:
+            raise RateLimitedError(*refusal, longest)
 
     def _find(self, tenant: str, model: str, now: float) -> _Meter | None:
         found = next((i for i, rule in enumerate(self._rules) if rule.covers(tenant, model)), None)
