@@ -87,7 +87,7 @@ class Registry:
         """Return the series of a counter or a gauge with these labels, in the family's order."""
         series = self._of(name).get(labels)
         if series is None:
-            series = self._made(name, labels)
+            series = self._made(name, labels, "a counter or a gauge", buckets=False)
         if not isinstance(series, Value):
             raise InvalidInputError("name", name, "a counter or a gauge")
         return series
@@ -96,7 +96,7 @@ class Registry:
         """Return the series of a histogram with these labels, in the family's order."""
         series = self._of(name).get(labels)
         if series is None:
-            series = self._made(name, labels)
+            series = self._made(name, labels, "a histogram", buckets=True)
         if not isinstance(series, Histogram):
             raise InvalidInputError("name", name, "a histogram")
         return series
@@ -152,8 +152,10 @@ class Registry:
         series = self._series.get(name)
         return self._series[self._full(name)] if series is None else series
 
-    def _made(self, name: str, labels: Key) -> Value | Histogram:
+    def _made(self, name: str, labels: Key, allowed: str, *, buckets: bool) -> Value | Histogram:
         family = self._families[self._full(name)]
+        if bool(family.buckets) != buckets:
+            raise InvalidInputError("name", name, allowed)
         if len(labels) != len(family.labels):
             raise InvalidInputError("labels", labels, f"a value for each of {family.labels}")
         series = Histogram(family.buckets) if family.buckets else Value()

@@ -247,7 +247,7 @@ def _spec(shape: type[Any], head: _Head, document: Mapping[str, Any]) -> Any:
 
 def _pool_name(ref: _Ref, head: _Head) -> str:
     if ref.kind != "InferencePool":
-        raise ManifestError(f"{head.where}: $.spec.pool_ref.kind", ref.kind, "InferencePool")
+        raise ManifestError(f"{head.where}: $.spec.poolRef.kind", ref.kind, "InferencePool")
     return ref.name
 
 
@@ -262,10 +262,10 @@ def _pool(head: _Head, document: Mapping[str, Any]) -> PoolManifest:
         () if spec.target_port_number is None else (spec.target_port_number,)
     )
     if not ports:
-        raise ManifestError(f"{head.where}: $.spec.target_ports", [], "at least one port")
+        raise ManifestError(f"{head.where}: $.spec.targetPorts", [], "at least one port")
     for port in ports:
         if not 1 <= port <= 65535:
-            raise ManifestError(f"{head.where}: $.spec.target_ports", port, "1 to 65535")
+            raise ManifestError(f"{head.where}: $.spec.targetPorts", port, "1 to 65535")
     picker = spec.endpoint_picker_ref or spec.extension_ref
     number = 9002
     if picker is not None:
@@ -326,7 +326,7 @@ def _legacy(head: _Head, document: Mapping[str, Any]) -> tuple[InferenceObjectiv
     pool = _pool_name(spec.pool_ref, head)
     priority = CRITICALITY[spec.criticality] if spec.criticality is not None else 0
     targets = tuple((target.name, target.weight) for target in spec.target_models) or ((spec.model_name, None),)
-    rule = RewriteRule(ModelMatch((spec.model_name,)), _targets(targets, f"{head.where}: $.spec.target_models"))
+    rule = RewriteRule(ModelMatch((spec.model_name,)), _targets(targets, f"{head.where}: $.spec.targetModels"))
     return (
         InferenceObjective(head.name, priority=priority, pool=pool, namespace=head.namespace, model=spec.model_name),
         ModelRewrite(head.name, (rule,), namespace=head.namespace, pool=pool, created=head.created),
