@@ -14,6 +14,5 @@ def test_after_a_few_thousand_requests_every_counter_is_at_zero():
         "bad_body",
         "evicted_cancelled",
         "evicted_ttl",
-        "evicted_displaced",
     }
     assert met <= set(soak.ends), met - set(soak.ends)
