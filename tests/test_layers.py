@@ -21,6 +21,7 @@ LAYERS = (
     ("simulator.*", "adapters.*", "testing.*"),
     ("config", "config.*", "explain.*"),
     ("director", "director.*"),
+    ("screeners.*", "observability", "observability.sink", "observability.autoscaling"),
     (
         "scheduler",
         "flowcontrol.config",
@@ -35,6 +36,7 @@ LAYERS = (
         "observability.*",
         "lifecycle.*",
     ),
+    ("admitters.*",),
     ("_folding", "_running"),
     ("_fusion", "_dependencies"),
     (
@@ -43,8 +45,6 @@ LAYERS = (
         "pickers.*",
         "handlers.*",
         "producers.*",
-        "admitters.*",
-        "screeners.*",
         "prefix.producer",
         "prefix.precise",
         "flowcontrol.*",
@@ -101,6 +101,8 @@ ALLOWED = (
     ("adapters.*", "*", "adapters bring the world in"),
     ("cli", "*", "the command line is a program"),
     ("config.installed", "importlib", "asks which packages announce plug-ins, and only when it is called"),
+    ("director.aio", "asyncio", "the shell of the director for asyncio"),
+    ("director.aio", "time", "the shell brings the director its clock"),
     ("flowcontrol.aio", "asyncio", "the shell of the controller for asyncio"),
     ("flowcontrol.aio", "time", "the shell brings the controller its clock"),
     ("flowcontrol.threaded", "threading", "the shell of the controller for threads"),

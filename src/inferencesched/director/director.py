@@ -16,8 +16,9 @@ from typing import Any, Final, final
 
 import numpy as np
 
+from inferencesched.director.answers import forwarded, refused
 from inferencesched.director.choosing import Chooser
-from inferencesched.director.decision import FORWARDED, Decision, Waiting
+from inferencesched.director.decision import Decision, Waiting
 from inferencesched.director.failures import Failures
 from inferencesched.director.life import RequestLife
 from inferencesched.director.preparing import Preparer
@@ -40,7 +41,7 @@ from inferencesched.governance.guards import GuardChain
 from inferencesched.governance.meters import Meter
 from inferencesched.observability.events import Dequeued, Enqueued, Event, EventSink, Refused, Started
 from inferencesched.routing.body import body_kind
-from inferencesched.routing.headers import DESTINATION, FAIRNESS_ID, MODEL_NAME, OBJECTIVE, REQUEST_ID, aliases
+from inferencesched.routing.headers import REQUEST_ID
 from inferencesched.routing.objectives import ModelTable
 from inferencesched.routing.routes import RouteTable
 from inferencesched.routing.tokens import Tokenizer
@@ -48,8 +49,6 @@ from inferencesched.sessions import SessionSource
 
 _DISPATCHED: Final = QueueOutcome.DISPATCHED
 _MAX_BYTES: Final = 32 << 20
-#: What a client may say to the gateway and no server needs to hear.
-_STRIPPED: Final = tuple(name for each in (OBJECTIVE, FAIRNESS_ID) for name in aliases(each))
 
 
 @final
@@ -259,8 +258,8 @@ class Director:
                 if life.reservation.settlement is None:
                     life.reservation.fail(failure, now=now)
                 reservation = way.lane.serving.scheduler.reserve(result, way.lane.serving.pool, now=now)
-            except RequestRefusedError as refused:
-                error = refused
+            except RequestRefusedError as refusal_:
+                error = refusal_
             except ReservationError as gone:
                 error.__cause__ = gone
             else:
@@ -270,7 +269,7 @@ class Director:
                 self._placed(way, life, now)
                 return self._forward(way, life, result, now)
         life.fail(now=now)
-        return self._answer(way, error)
+        return refused(way, error)
 
     # -- to look at ----------------------------------------------------------------------------------
 
@@ -444,37 +443,8 @@ class Director:
     # -- inside: answers -----------------------------------------------------------------------------
 
     def _forward(self, way: Way, life: RequestLife, result: SchedulingResult, now: float) -> Decision:
-        target = result.target
-        profile = result.profiles[result.primary]
-        assert profile is not None  # it has a target
-        fallbacks = tuple(each.address for each in profile.targets[1:])
-        headers = {
-            DESTINATION: ",".join((target.address, *fallbacks)) if fallbacks else target.address,
-            REQUEST_ID: way.request_id,
-            MODEL_NAME: way.choice.target,
-        }
-        for name in _STRIPPED:
-            if name in way.headers:
-                headers[name] = ""
-        if result.headers:
-            headers.update(result.headers)
         mirrors = self._chooser.mirrored(way, now) if way.match is not None and way.match.mirrors else ()
-        return Decision(
-            request_id=way.request_id,
-            status=200,
-            outcome=FORWARDED,
-            headers=headers,
-            pool=way.lane.name,
-            endpoint=target.endpoint,
-            address=target.address,
-            fallbacks=fallbacks,
-            body=way.upstream,
-            mirrors=mirrors,
-            request=way.request,
-            result=result,
-            life=life,
-            trail=tuple(way.trail),
-        )
+        return forwarded(way, life, result, mirrors)
 
     def _refused(self, way: Way, error: RequestRefusedError, now: float) -> Decision:
         """Give back all that was taken, and say why not."""
@@ -486,17 +456,7 @@ class Director:
             controller.revoked(ticket, now=now)
             self._changed(way.lane)
         self._emit(Refused(way.request_id, way.labels, error.outcome, error.status, error.code, now))
-        return self._answer(way, error)
-
-    def _answer(self, way: Way, error: RequestRefusedError) -> Decision:
-        return Decision(
-            request_id=way.request_id,
-            status=error.status,
-            outcome=error.outcome,
-            headers=error.headers,
-            error=error,
-            trail=tuple(way.trail),
-        )
+        return refused(way, error)
 
     def _name(self, headers: Mapping[str, str]) -> str:
         """Return the request's name: its header's, unless somebody of that name is here still."""

@@ -11,22 +11,29 @@ whatever any of them raises.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, final
+from typing import Final, Protocol, final
 
+from inferencesched.director.way import Lane, Way
 from inferencesched.errors import CODES, ReservationError, whole_number
 from inferencesched.flowcontrol.outcomes import QueueOutcome
-from inferencesched.observability.events import Ended, FirstToken, OutputTokens
+from inferencesched.observability.events import Ended, Event, FirstToken, OutputTokens
 from inferencesched.request import Usage
 from inferencesched.reservation import Reservation
-
-if TYPE_CHECKING:
-    from inferencesched.director.director import Director
-    from inferencesched.director.way import Way
 
 _UNKNOWN: Final = Usage()
 _DISPATCHED: Final = QueueOutcome.DISPATCHED
 #: How it may end, and which status that is to llm-d's metrics; None ended well.
 _ENDS: Final = {"completed": None, "cancelled": 503, "failed": 502, "blocked": 403, "revoked": 429, "lapsed": 500}
+
+
+class Home(Protocol):
+    """Who keeps the list of those that are at a server? The director."""
+
+    _lives: "dict[str, RequestLife]"
+
+    def _emit(self, event: Event) -> None: ...
+    def _turn(self, now: float) -> None: ...
+    def _changed(self, lane: Lane) -> None: ...
 
 
 @final
@@ -57,7 +64,7 @@ class RequestLife:
         "usage",
     )
 
-    def __init__(self, director: "Director", way: "Way", reservation: Reservation) -> None:
+    def __init__(self, director: Home, way: Way, reservation: Reservation) -> None:
         self._director = director
         self._way = way
         self.reservation = reservation
@@ -77,7 +84,7 @@ class RequestLife:
         return f"RequestLife({self._way.request_id!r} on {self.endpoint!r}, {self.outcome or 'in flight'})"
 
     @property
-    def way(self) -> "Way":
+    def way(self) -> Way:
         """How did it come here?"""
         return self._way
 

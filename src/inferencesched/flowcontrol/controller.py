@@ -127,6 +127,7 @@ class FlowController:
         self._idle = IdleFlows(flow_ttl, most_idle)
         self._expiry = ExpiryHeap()
         self._books = QueueBooks(capacity)
+        self.capacity: Final = capacity
         # by number, in the order of dispatch; where the first is asked for, without the holes that a dict leaves
         self._inflight: dict[int, Ticket] = {} if inflight_ttl == inf else OrderedDict()
         self._events: list[Event] = []
@@ -355,11 +356,6 @@ class FlowController:
     def bands(self) -> Sequence[Band]:
         """Which bands are there, and what do they hold, the greatest priority first? To look at, not to change."""
         return tuple(self._books.order)
-
-    @property
-    def capacity(self) -> Capacity:
-        """How much may wait in all bands together?"""
-        return self._books.capacity
 
     def desire(self, priorities: Collection[int], now: float) -> None:
         """Say which priorities objectives have: their bands are there from now on, and not collected when they are idle."""

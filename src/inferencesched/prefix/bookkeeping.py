@@ -9,7 +9,6 @@ import numpy as np
 
 from inferencesched._kernels import scoring
 from inferencesched._typing import BoolArray, DepthArray, FloatArray, IndexArray, IntArray
-from inferencesched.endpoints import Endpoints
 
 #: So many lookups without a hit, while blocks are stored, are no accident.
 BLIND_AFTER: Final = 100
@@ -80,7 +79,8 @@ class Stays:
     def held(
         self,
         depths: DepthArray,
-        endpoints: Endpoints,
+        slots: IndexArray,
+        generations: IntArray,
         blocks: int,
         block_size: int,
         matched: IntArray,
@@ -90,7 +90,6 @@ class Stays:
 
         A slot that nobody has claimed yet holds nothing.
         """
-        slots, generations = endpoints.slots, endpoints.generations
         most = scoring.held_by_stays(depths, slots, generations, self._generations, blocks, block_size, matched, rows)
         if most < 0:
             self._room(int(slots.max()) + 1)

@@ -150,7 +150,8 @@ class ApproximatePrefixProducer:
             self._forget_old(cycle.now)
             matched = np.empty(len(endpoints), dtype=np.int64)
             rows = np.empty((2, len(endpoints)))
-            most = self._stays.held(self.index.match(hashes), endpoints, len(hashes), self.block_size, matched, rows)
+            depths, slots, generations = self.index.match(hashes), endpoints.slots, endpoints.generations
+            most = self._stays.held(depths, slots, generations, len(hashes), self.block_size, matched, rows)
             if len(hashes):
                 self._lookups.count(hit=most > 0)
         columns = {PREFIX_MATCH: rows[0], PREFIX_TOKENS: rows[1]}

@@ -7,15 +7,12 @@ A client asks for a name. An `InferenceModelRewrite` may turn it into another, b
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple, final
+from typing import Final, Literal, NamedTuple, Protocol, final
 
 import numpy as np
 
 from inferencesched.errors import InvalidInputError, UnknownNameError, UnroutedError
 from inferencesched.routing.split import RandomSplit, SmoothSplit, StickySplit
-
-if TYPE_CHECKING:
-    from inferencesched.routing.manifests import Manifests
 
 Split = RandomSplit | SmoothSplit | StickySplit
 Splitting = Literal["sticky", "random", "smooth"]
@@ -131,6 +128,20 @@ class ModelRewrite:
     created: float = 0.0
 
 
+class Said(Protocol):
+    """What do manifests say of models? `manifests.Manifests` does."""
+
+    @property
+    def rewrites(self) -> tuple[ModelRewrite, ...]:
+        """Which names become which models?"""
+        ...
+
+    @property
+    def objectives(self) -> tuple[InferenceObjective, ...]:
+        """Which objectives are there?"""
+        ...
+
+
 @final
 class ModelTable:
     """Which model is served for a name, and which objective has a request?
@@ -189,7 +200,7 @@ class ModelTable:
     @classmethod
     def of(
         cls,
-        manifests: "Manifests",
+        manifests: "Said",
         *,
         adapters: Mapping[str, str] | None = None,
         known: Iterable[str] | None = None,

@@ -17,6 +17,8 @@ Cap = int | None
 
 
 class StreamOptions(msgspec.Struct):
+    """What of a streamed answer is asked for?"""
+
     include_usage: bool | None = None
 
 
@@ -70,6 +72,8 @@ class Common(msgspec.Struct):
 
 
 class Chat(Common):
+    """OpenAI's chat."""
+
     messages: list[Message] = []
     tools: Raw = NOTHING
     functions: Raw = NOTHING
@@ -80,6 +84,8 @@ class Chat(Common):
 
 
 class Completions(Common):
+    """OpenAI's completions."""
+
     prompt: Raw = NOTHING
     suffix: Raw = NOTHING
     max_tokens: Cap = None
@@ -88,6 +94,8 @@ class Completions(Common):
 
 
 class Responses(Common):
+    """OpenAI's responses."""
+
     instructions: Raw = NOTHING
     input: Raw = NOTHING
     tools: Raw = NOTHING
@@ -95,10 +103,14 @@ class Responses(Common):
 
 
 class Embeddings(Common):
+    """OpenAI's embeddings."""
+
     input: Raw = NOTHING
 
 
 class Messages(Common):
+    """Anthropic's messages."""
+
     system: Raw = NOTHING
     messages: list[Message] = []
     tools: Raw = NOTHING
@@ -106,18 +118,24 @@ class Messages(Common):
 
 
 class Sampling(msgspec.Struct):
+    """How an engine's own API is told how long an answer may get."""
+
     max_tokens: Cap = None
     max_new_tokens: Cap = None
     n: Cap = None
 
 
 class Generate(Common):
+    """vLLM's ``/inference/v1/generate``."""
+
     token_ids: Raw = NOTHING
     sampling_params: Sampling | None = None
     stream_options: StreamOptions | None = None
 
 
 class SglangGenerate(Common):
+    """SGLang's ``/generate``."""
+
     text: Raw = NOTHING
     input_ids: Raw = NOTHING
     image_data: Raw = NOTHING
