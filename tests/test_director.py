@@ -94,11 +94,11 @@ def test_same_seed_same_bytes():
 
 def test_a_prefix_that_was_sent_to_a_server_is_sought_there():
     producer = ApproximatePrefixProducer(block_size=16, seed=7)
-    made = director(fleet(*"abcd"), scheduler=scheduler(producer))
+    log = Log()
+    made = director(fleet(*"abcd"), scheduler=scheduler(producer), sink=log)
     text = "The quick brown fox. " * 60
     first = forwarded(made, chat(text), headers={"x-request-id": "one"})
-    log = Log()
-    made._sink = log
+    log.events.clear()
     for i in range(5):
         again = forwarded(made, chat(text, temperature=i), headers={"x-request-id": f"again-{i}"})
         assert again.endpoint == first.endpoint

@@ -51,6 +51,10 @@ _DISPATCHED: Final = QueueOutcome.DISPATCHED
 _MAX_BYTES: Final = 32 << 20
 
 
+def _unheard(event: Event) -> None:
+    """Nobody listens."""
+
+
 @final
 class Director:
     """May this request go, when, and to which server?
@@ -112,9 +116,9 @@ class Director:
         if not 0.0 <= output_ratio < inf:
             raise InvalidInputError("output_ratio", output_ratio, "a finite number of at least 0")
         self._lanes = {name: Lane(name, serving) for name, serving in pools.items()}
+        self._emit: Callable[[Event], None] = _unheard if sink is None else sink.emit
         self._failures = Failures(self._emit, FailurePolicy() if failure is None else failure)
         self._chooser = Chooser(self._lanes, self._emit, self._failures)
-        self._sink = sink
         self._retry = retry
         self._models = models
         self.guards = guards
@@ -477,7 +481,3 @@ class Director:
         self._dirty.add(lane)
         if self.on_change is not None:
             self.on_change()
-
-    def _emit(self, event: Event) -> None:
-        if self._sink is not None:
-            self._sink.emit(event)

@@ -30,8 +30,8 @@ class Home(Protocol):
     """Who keeps the list of those that are at a server? The director."""
 
     _lives: "dict[str, RequestLife]"
+    _emit: Callable[[Event], None]
 
-    def _emit(self, event: Event) -> None: ...
     def _turn(self, now: float) -> None: ...
     def _changed(self, lane: Lane) -> None: ...
 

@@ -43,8 +43,15 @@ class RequestBody:
         self.model = shape.model or ""
         self.stream = bool(shape.stream)
         self.cache_salt = shape.cache_salt or ""
-        self.max_output_tokens, self.choices = _caps(shape)
-        self.tokens = _tokens(shape)
+        self.tokens: TokenArray | None
+        if type(shape) is shapes.Chat and shape.n is None and shape.max_completion_tokens is None:
+            most, self.choices, self.tokens = shape.max_tokens, 1, None  # what most requests are
+            if most is not None and most < 0:
+                raise BodyError("max_tokens", most, "an integer of at least 0")
+            self.max_output_tokens = most
+        else:
+            self.max_output_tokens, self.choices = _caps(shape)
+            self.tokens = _tokens(shape)
 
     def __repr__(self) -> str:
         return f"RequestBody({self.kind}, model={self.model!r}, {len(self.raw)} bytes)"
@@ -210,8 +217,9 @@ def parse_body(raw: bytes, kind: BodyKind, *, max_bytes: int = MAX_BYTES) -> Req
         raise BodyError("body", "nested too deep", "fewer levels") from error
     except (msgspec.MsgspecError, UnicodeError) as error:
         raise BodyError("body", str(error), "a JSON object of this API") from error
-    body = RequestBody(kind, bytes(raw), shape)
-    _require_prompt(shape, body.tokens)
+    body = RequestBody(kind, raw if type(raw) is bytes else bytes(raw), shape)
+    if kind != "chat" or not shape.messages:
+        _require_prompt(shape, body.tokens)
     return body
 
 
