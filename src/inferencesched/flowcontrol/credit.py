@@ -296,11 +296,16 @@ class PoolBook:
         return dict(zip(endpoints.names, self.servers, strict=True))
 
     def saturation(self, now: float) -> float:
-        """Return how full the fullest stage is; NaN where nothing is known of any."""
+        """Return how full the fullest stage is; NaN where nothing is known of any.
+
+        A stage that somebody does, and of which nothing is known, is full: what goes through it must not be let go for the others.
+        """
         self.turn(now)
         fullest = nan
         for stage in self.stages:
             value = stage.saturation(self.counts)
+            if value != value and stage.among.any():
+                value = 1.0
             if not value <= fullest and value == value:
                 fullest = value
         return fullest
