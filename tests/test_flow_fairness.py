@@ -274,8 +274,10 @@ class PlainDeficit:
         self.saved = {}
 
     def arrived(self, flow, now):
-        self.saved[flow] = 0.0
-        if flow not in self.turns:
+        if (
+            flow not in self.turns
+        ):  # else it gave up and comes back: its place is its own, with what a turn that began there gave
+            self.saved[flow] = 0.0
             self.turns.append(flow)
             if len(self.turns) == 1:
                 self.begin()
