@@ -251,7 +251,9 @@ def plugin_classes() -> Iterator[type]:
 
 def kinds_of_class(thing: type) -> bool:
     """Has this class the methods of a plug-in?"""
-    own = not getattr(thing, "_is_protocol", False) and not issubclass(thing, tuple | isched.Scheduler)
+    own = not getattr(thing, "_is_protocol", False) and not issubclass(
+        thing, tuple | isched.Scheduler | isched.Director | isched.AsyncDirector
+    )
     return own and bool(kinds_of(thing))
 
 

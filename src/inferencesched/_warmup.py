@@ -44,6 +44,9 @@ def warmup() -> None:
     other.schedule(request, pool.snapshot(), now=0.0, rng=rng)
     for _ in range(3):
         scheduler.schedule_and_reserve(request, pool, now=0.0, rng=rng).complete(now=0.0)
+    scheduler.schedule(
+        request, pool.snapshot(), now=0.0, rng=rng, exclude={"c"}
+    )  # part of a pool: its arrays may be written to
     _walk_index()
     _walk_events()
     for column in (pool.snapshot()[WAITING_QUEUE_SIZE], np.zeros(3)):  # read-only, and not
