@@ -2,17 +2,15 @@
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 
+from inferencesched.director.life import RequestLife
 from inferencesched.errors import RequestRefusedError
 from inferencesched.flowcontrol.flows import Ticket
 from inferencesched.framework import SchedulingResult
 from inferencesched.request import InferenceRequest
-
-if TYPE_CHECKING:
-    from inferencesched.director.life import RequestLife
 
 FORWARDED: Final = "forwarded"
 _NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
@@ -57,7 +55,7 @@ class Decision(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     mirrors: tuple[Mirrored, ...] = ()
     request: InferenceRequest | None = None
     result: SchedulingResult | None = None
-    life: "RequestLife | None" = None
+    life: RequestLife | None = None
     error: RequestRefusedError | None = None
     trail: tuple[tuple[str, str], ...] = ()
 

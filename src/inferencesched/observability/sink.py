@@ -48,6 +48,7 @@ class _Series(NamedTuple):
     size: Histogram
     waiting: Value
     waiting_bytes: Value
+    gone: dict[str, tuple[Histogram, Value]]  # how long they waited, and how many they are, by outcome
 
 
 @final
@@ -194,6 +195,7 @@ class MetricsSink:
                 registry.histogram("llm_d_epp_request_size_bytes", *key),
                 registry.value("llm_d_epp_flow_control_queue_size", *queue),
                 registry.value("llm_d_epp_flow_control_queue_bytes", *queue),
+                {},
             )
         return series
 
@@ -218,13 +220,19 @@ class MetricsSink:
         series = self._of(event.labels)
         series.waiting.value -= 1.0
         series.waiting_bytes.value -= event.size_bytes
-        outcome = QueueOutcome(event.outcome).reference
+        gone = series.gone.get(event.outcome)
+        if gone is None:
+            gone = series.gone[event.outcome] = self._gone(series, QueueOutcome(event.outcome).reference)
+        gone[0].observe(event.waited)
+        gone[1].value += 1.0
+
+    def _gone(self, series: _Series, outcome: str) -> tuple[Histogram, Value]:
         model, target, flow, priority = series.key
-        registry = self.registry
-        registry.histogram(
-            "llm_d_epp_flow_control_request_queue_duration_seconds", flow, priority, outcome, series.pool, model, target
-        ).observe(event.waited)
-        registry.value("llm_d_epp_flow_control_requests_total", outcome, priority, series.pool).value += 1.0
+        name = "llm_d_epp_flow_control_request_queue_duration_seconds"
+        return (
+            self.registry.histogram(name, flow, priority, outcome, series.pool, model, target),
+            self.registry.value("llm_d_epp_flow_control_requests_total", outcome, priority, series.pool),
+        )
 
     def _on_scheduled(self, event: Scheduled) -> None:
         status = "success" if event.outcome == "success" else "failure"

@@ -24,7 +24,7 @@ def spliced_model(raw: bytes, known: str, name: str) -> bytes:
     value = _quoted(name)
     at = raw.find(_KEY)
     # The only key of that spelling, and no escape that could spell it otherwise: then it is the one.
-    if known and at >= 0 and raw.find(_KEY, at + 1) < 0 and b"\\u00" not in raw:
+    if known and at >= 0 and raw.find(_KEY, at + 1) < 0 and (b"\\" not in raw or b"\\u00" not in raw):
         start = at + len(_KEY)
         begin = raw.find(b'"', start)
         end = raw.find(b'"', begin + 1)
