@@ -75,8 +75,8 @@ class Director:
     max_bytes: of a body; larger ones are 413.
     output_ratio: output tokens expected a prompt token, for queue, limits and load.
 
-    Not safe from several threads; `AsyncDirector` is the shell for an event loop. Cost: some 40 us for a 4 KB chat body with
-    everything on but guards.
+    Not safe from several threads; `AsyncDirector` is the shell for an event loop. Cost: some 130 us for a 4 KB chat body with
+    everything on but guards, of which 40 are the prefix index's and 25 the queue's (the page on performance).
 
     >>> import numpy as np
     >>> from inferencesched import InferencePool, Scheduler, default_profile
