@@ -1,6 +1,6 @@
 """Do the tests pass with the oldest versions that pyproject.toml allows?
 
-Installs exactly the lower bounds of the run-time dependencies and of the extras `cli` and `yaml` into build/oldest, with
+Installs exactly the lower bounds of the run-time dependencies and of the extras (`EXTRAS`) into build/oldest, with
 today's test tools beside them, and runs the tests and the examples there. Best asked of the oldest Python we support.
 """
 
@@ -10,7 +10,7 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-EXTRAS = ("cli", "yaml")
+EXTRAS = ("cli", "gateway", "guards", "prometheus", "tokenizers", "vllm", "yaml")
 TOOLS = ("pytest", "pytest-benchmark", "pytest-xdist", "hypothesis", "jsonschema", "sybil")
 #: What the oldest of ours was released beside: a newer pyparsing warns of what that matplotlib does at import.
 BESIDE = ("pyparsing<3.3",)

@@ -110,6 +110,10 @@ class AsyncDirector:
                     life.cancel(now=self.now())
             raise
 
+    def retry(self, life: RequestLife, failure: str) -> Decision:
+        """Try another endpoint after a failure, or say that it is not tried: `Director.retry` at this moment."""
+        return self.director.retry(life, failure, now=self.now(), rng=self._rng)
+
     def observe(self, pool: str) -> None:
         """Tell a pool's queue that its servers were observed: whoever may go now goes."""
         self.director.observe(pool, self.now())

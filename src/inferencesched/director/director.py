@@ -27,6 +27,7 @@ from inferencesched.director.way import Lane, Way
 from inferencesched.errors import (
     BodyError,
     InvalidInputError,
+    NoEndpointsError,
     RequestRefusedError,
     ReservationError,
     UpstreamError,
@@ -262,6 +263,8 @@ class Director:
                 if life.reservation.settlement is None:
                     life.reservation.fail(failure, now=now)
                 reservation = way.lane.serving.scheduler.reserve(result, way.lane.serving.pool, now=now)
+            except NoEndpointsError as nobody:
+                error.__cause__ = nobody  # all were tried: what they did is the client's answer
             except RequestRefusedError as refusal_:
                 error = refusal_
             except ReservationError as gone:
