@@ -1,4 +1,4 @@
-"""What does the command line offer? ``simulate``, ``compare`` and ``explain`` (extra ``cli``)."""
+"""What does the command line offer? ``simulate``, ``compare`` and ``explain`` (extra ``cli``), ``serve`` (extra ``gateway``)."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -79,6 +79,11 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
         )
     ):
         command = option(command)
+    return _guarded(command)
+
+
+def _guarded(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a command say what was wrong, and no traceback."""
 
     @wraps(command)
     def guarded(**arguments: Any) -> None:
@@ -226,6 +231,42 @@ def explain(trace: Path | None, policy_name: str, place: int, as_json: bool, **o
         _print_json(explanation.to_dict())
     else:
         click.echo(str(explanation))
+
+
+@main.command()
+@click.option("--config", "path", required=True, type=click.Path(path_type=Path), help="the gateway's YAML file")
+@click.option("--host", help="in the place of the file's")
+@click.option("--port", type=click.IntRange(0, 65_535), help="in the place of the file's")
+@click.option("--check", is_flag=True, help="read everything, serve nothing")
+@_guarded
+def serve(path: Path, host: str | None, port: int | None, check: bool) -> None:
+    """Serve an OpenAI-compatible gateway before model servers (extra ``gateway``)."""
+    try:
+        from uvicorn import run as serve_asgi  # noqa: PLC0415  of another extra
+
+        from inferencesched.adapters.serve import gateway_of, read_gateway  # noqa: PLC0415  the same
+    except ModuleNotFoundError as error:
+        raise InvalidInputError("serve", error.name, "the extra gateway, which is not installed") from error
+    try:
+        document = read_gateway(path)
+        application = gateway_of(document, path.parent)
+    except OSError as error:
+        raise InvalidInputError("config", str(error.filename), f"a readable file ({error.strerror})") from error
+    if check:
+        click.echo(
+            f"{path}: {len(document.pools)} pools, {sum(len(pool.endpoints) for pool in document.pools)} endpoints"
+        )
+        return
+    compile_kernels()
+    drain = round(document.patience.drain)
+    listen = document.listen
+    serve_asgi(
+        application,
+        host=listen.host if host is None else host,
+        port=listen.port if port is None else port,
+        access_log=False,
+        timeout_graceful_shutdown=max(1, drain),
+    )
 
 
 @main.command()

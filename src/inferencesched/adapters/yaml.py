@@ -23,14 +23,17 @@ profiles:
 
 import re
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
+import msgspec
 import yaml
 
 from inferencesched.config import Document, Loaded, Registry, SchedulerDocument, dump, load
 from inferencesched.config.decode import below
 from inferencesched.errors import ConfigError, ConfigFileError
 from inferencesched.scheduler import Scheduler
+
+T = TypeVar("T", bound=msgspec.Struct)
 
 #: More values than this in one file are no configuration: aliases of aliases unfold into millions.
 _MOST: Final = 100_000
@@ -98,6 +101,18 @@ def read_text(
         return load(tree.value, registry=registry, allow_experimental=allow_experimental, keep=keep)
     except ConfigError as error:
         raise tree.error(error.parameter, error.value, error.allowed) from error
+
+
+def read_record(text: str, record: type[T], *, source: str = "<text>") -> T:
+    """Return YAML as a `msgspec.Struct` of this type. Errors: `ConfigFileError` with file, line and place of what is wrong."""
+    tree = _Tree(text, source)
+    try:
+        return msgspec.convert(tree.value, record)
+    except msgspec.ValidationError as error:
+        said, _, place = str(error).partition(" - at `")
+        raise tree.error(
+            place.rstrip("`") or "$", said, f"a {record.__name__} as `{record.__module__}` has it"
+        ) from error
 
 
 def parse(text: str, *, source: str = "<text>") -> Any:

@@ -50,7 +50,7 @@ class OutlierPolicy:
     trials: how many requests a server on trial may have in flight.
     trial_successes: how many must go well before it is healthy.
     forgiven: reasons of failures that are not the server's fault (`Reservation.fail`; a context manager's reason is the
-        exception's name).
+        exception's name; `RequestLife` says ``cancelled``, ``blocked``, ``revoked``, and ``failed``, which is not forgiven).
 
     The numbers are those of Envoy's outlier detection, but for `max_ejected`, there a tenth: pools of model servers are small;
     and for the trials, which Envoy has not: it trusts a server again at once when its time is up.
@@ -69,7 +69,7 @@ class OutlierPolicy:
     max_ejected: float = 0.5
     trials: int = 1
     trial_successes: int = 2
-    forgiven: tuple[str, ...] = ("client-disconnect", "evicted", "CancelledError")
+    forgiven: tuple[str, ...] = ("client-disconnect", "evicted", "CancelledError", "cancelled", "blocked", "revoked")
 
     def __post_init__(self) -> None:
         whole_number("consecutive_failures", self.consecutive_failures)

@@ -28,7 +28,7 @@ class OutlierParameters(Parameters, frozen=True, kw_only=True, rename="camel"):
     max_ejected: float = 0.5
     trials: int = 1
     trial_successes: int = 2
-    forgiven: tuple[str, ...] = ("client-disconnect", "evicted", "CancelledError")
+    forgiven: tuple[str, ...] = ("client-disconnect", "evicted", "CancelledError", "cancelled", "blocked", "revoked")
 
 
 def _producer(p: OutlierParameters, workshop: Workshop) -> OutlierProducer:
