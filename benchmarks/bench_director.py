@@ -62,36 +62,50 @@ def chat(size: int, words: str = PLAIN, turns: int = 8) -> bytes:
     return json.dumps(said, ensure_ascii=False).encode()
 
 
-def director(**more: object) -> Director:
-    """Return a director of 64 endpoints with everything on but guards."""
+def director(without: str = "") -> Director:
+    """Return a director of 64 endpoints with everything on but guards, and but for the part that is named."""
     isched.warmup()
     pool = isched.InferencePool()
     for i in range(ENDPOINTS):
         pool.join(f"ep-{i}", address=f"10.0.0.{i}:8000")
         columns = {isched.WAITING_QUEUE_SIZE: float(i % 5), isched.KV_CACHE_USAGE: 0.3, isched.RUNNING_REQUESTS: 3.0}
         pool.observe(f"ep-{i}", columns, now=0.0)
-    producer = ApproximatePrefixProducer(block_size=16, seed=7)
+    producers = () if without == "prefix index" else (ApproximatePrefixProducer(block_size=16, seed=7),)
     stale = isched.StalePolicy(assume="trust")
-    scheduler = isched.Scheduler(isched.default_profile(), producers=(producer,), stale=stale)
+    scheduler = isched.Scheduler(isched.default_profile(), producers=producers, stale=stale)
     rule = RewriteRule(ModelMatch(("llama",)), (WeightedModel("llama-8b", 9), WeightedModel("llama-8b-new", 1)))
-    return Director(
-        {"llama": ServingPool(pool, scheduler, FlowController())},
-        models=ModelTable(rewrites=(ModelRewrite("canary", (rule,)),), objectives=(InferenceObjective("chat", 10),)),
-        routes=RouteTable([HTTPRoute("main", (RouteRule((Backend("llama"),)),))]),
-        identity=ApiKeys({"sk-bench": KeyHolder("acme", 10)}),
-        meters=(RateLimiter([RateRule(requests=(Limit(1e9),), tokens=(Limit(1e12),))]), Quotas([Quota(10**15)])),
-        sink=MetricsSink(),
-        **more,  # type: ignore[arg-type]
-    )
+    parts: dict[str, dict[str, object]] = {
+        "models": {
+            "models": ModelTable(
+                rewrites=(ModelRewrite("canary", (rule,)),), objectives=(InferenceObjective("chat", 10),)
+            )
+        },
+        "routes": {"routes": RouteTable([HTTPRoute("main", (RouteRule((Backend("llama"),)),))])},
+        "identity": {"identity": ApiKeys({"sk-bench": KeyHolder("acme", 10)})},
+        "limits": {
+            "meters": (
+                RateLimiter([RateRule(requests=(Limit(1e9),), tokens=(Limit(1e12),))]),
+                Quotas([Quota(10**15)]),
+            )
+        },
+        "metrics": {"sink": MetricsSink()},
+    }
+    kept = {name: part for each, named in parts.items() if each != without for name, part in named.items()}
+    controller = None if without == "flow control" else FlowController()
+    return Director({"llama": ServingPool(pool, scheduler, controller)}, **kept)  # type: ignore[arg-type]
 
 
 HEADERS = {"host": "example.com", "x-api-key": "sk-bench", "x-llm-d-inference-objective": "chat"}
 
 
+WITHOUT = ("", "prefix index", "flow control", "models", "metrics", "limits", "routes", "identity")
+
+
+@pytest.mark.parametrize("without", WITHOUT)
 @pytest.mark.benchmark(group="one decision on a 4 KB chat, 64 endpoints, prefix index warm, everything on but guards")
-def bench_decide(benchmark: object) -> None:
-    """`Director.decide` with the gate open; what ends the request is not timed."""
-    made, body, rng, times = director(), chat(4_000), np.random.default_rng(7), count(1)
+def bench_decide(benchmark: object, without: str) -> None:
+    """`Director.decide` with the gate open; what ends the request is not timed. And what each part costs: the same without it."""
+    made, body, rng, times = director(without), chat(4_000), np.random.default_rng(7), count(1)
     lives: list = []
 
     def before():

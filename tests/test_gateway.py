@@ -207,3 +207,21 @@ async def test_draining_lets_nobody_in_and_those_inside_end():
         assert events((await inside).text)[-1] == "[DONE]"
         assert (await here.client.get(f"{here.url}/healthz")).status_code == 503
         assert (await here.post(chat())).status_code == 503
+
+
+async def test_a_part_in_the_background_that_fails_is_said():
+    async def fails():
+        raise ZeroDivisionError
+
+    pool = isched.InferencePool()
+    pool.join("ep-0", address="127.0.0.1:9")
+    shell = AsyncDirector(Director({"llama": ServingPool(pool, scheduler())}), np.random.default_rng(7))
+    async with httpx.AsyncClient() as client:
+        upstream = httpx.AsyncClient()
+        whole = app(Gateway(shell, upstream), background=[fails], resources=[upstream], patience=0.1)
+        async with serving(whole) as address:
+            answer = await client.get(f"http://{address}/healthz")
+            assert answer.status_code == 503
+            assert "ZeroDivisionError" in answer.text
+            assert not upstream.is_closed
+        assert upstream.is_closed

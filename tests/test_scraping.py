@@ -85,6 +85,23 @@ async def test_a_value_that_cannot_be_is_missing():
         assert np.isnan(pool.snapshot()[isched.WAITING_QUEUE_SIZE]).all()
 
 
+class Garbled:
+    """A server whose page is not in the encoding that it names."""
+
+    async def __call__(self, scope, receive, send):
+        if scope["type"] == "http":
+            headers = [(b"content-encoding", b"gzip")]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await send({"type": "http.response.body", "body": b"vllm:num_requests_waiting 1"})
+
+
+async def test_bytes_that_are_not_what_their_encoding_says():
+    async with scraping(Garbled()) as (scraper, pool, _):
+        assert (await scraper.scrape("ep-0")).failure == "unreadable"
+        pool.join("odd", address="[::1")
+        assert (await scraper.scrape("odd")).failure == "unreadable"
+
+
 class Mute:
     """A server that accepts and never answers, or answers half a page."""
 
@@ -176,17 +193,21 @@ class Engine:
 
 
 @asynccontextmanager
-async def subscribed(*, replay=True, on_error=None, topic=""):
+async def subscribed(*, replay=True, on_error=None, topic="", broken=False):
     """Yield an engine, its subscriber, and the batches' numbers that were taken, with None for each time that all was forgotten."""
     engine, taken = Engine(), []
 
     def take(step):
+        if broken:
+            raise ZeroDivisionError
         taken.extend([None] * step.forget)
         taken.extend(sequence for sequence, _ in step.ready)
 
     source = KVEventSource(engine.at, engine.replay if replay else "", topic)
     subscriber = KVEventSubscriber(source, take, on_error=on_error, patience=0.2, context=engine.context)
-    tasks = [asyncio.create_task(subscriber.run()), asyncio.create_task(engine.answer())]
+    tasks = [asyncio.create_task(engine.answer())]
+    if not broken:
+        tasks.append(asyncio.create_task(subscriber.run()))
     await asyncio.sleep(0.2)  # until the subscription has reached the publisher
     try:
         yield engine, subscriber, taken
@@ -210,7 +231,9 @@ async def test_without_a_replay_socket_a_gap_is_a_loss():
     async with subscribed(replay=False) as (engine, _, taken):
         for lose in (False, True, False):
             await engine.publish(lose=lose)
-        await until(lambda: taken == [0, None, 2])
+        await until(lambda: len(taken) >= 3)
+        assert taken == [0, None, 2]
+        assert engine.asked == []
 
 
 async def test_an_engine_that_starts_again_is_forgotten_first():
@@ -220,7 +243,8 @@ async def test_an_engine_that_starts_again_is_forgotten_first():
         await until(lambda: taken == [0, 1, 2])
         engine.number, engine.kept = 0, []
         await engine.publish()
-        await until(lambda: taken == [0, 1, 2, None, 0])
+        await until(lambda: len(taken) >= 5)
+        assert taken == [0, 1, 2, None, 0]
 
 
 async def test_a_frame_that_cannot_be_read_is_told_and_lost():
@@ -231,6 +255,29 @@ async def test_a_frame_that_cannot_be_read_is_told_and_lost():
         await engine.publish()
         await until(lambda: taken == [0, None, 2])
         assert errors and all(isinstance(each, KVEventError) for each in errors)
+
+
+async def test_what_a_taker_raises_is_not_swallowed():
+    async with subscribed(broken=True) as (engine, subscriber, _):
+        running = asyncio.create_task(subscriber.run())
+        await asyncio.sleep(0.2)
+        await engine.publish()
+        with pytest.raises(ExceptionGroup) as raised:
+            await asyncio.wait_for(running, 5.0)
+        assert isinstance(raised.value.exceptions[0], ZeroDivisionError)
+        with pytest.raises(InvalidInputError, match="at"):
+            subscriber.process_started(1.0)
+
+
+async def test_the_metrics_page_tells_of_a_restart_too():
+    async with subscribed() as (engine, subscriber, taken):
+        await engine.publish()
+        await until(lambda: taken == [0])
+        subscriber.process_started(100.0)
+        subscriber.process_started(200.0)
+        await until(lambda: len(taken) >= 3)
+        assert taken == [0, None, 0]
+        assert engine.asked == [0]
 
 
 async def test_another_s_topic_is_not_heard():

@@ -3,12 +3,16 @@
 import asyncio
 
 import httpx
+import msgspec
 import pytest
 
 import inferencesched as isched
-from inferencesched.adapters.serve import gateway_of, read_gateway
+from inferencesched.adapters.asgi import GatewayPolicy
+from inferencesched.adapters.serve import Patience, Retrying, Scraping, gateway_of, read_gateway
+from inferencesched.adapters.vllm.scrape import ScrapePolicy
 from inferencesched.cli import main
 from inferencesched.errors import ConfigError
+from inferencesched.lifecycle import RetryPolicy
 from inferencesched.signals import HEALTH
 from tests.director_parts import chat, director, fleet, rng, scheduler
 from tests.servers import ModelServer, serving
@@ -102,6 +106,14 @@ def test_a_good_file_is_counted(tmp_path, capsys):
         main.main(["serve", "--config", str(written(tmp_path, GOOD)), "--check"], prog_name="inferencesched")
     assert not end.value.code
     assert "1 pools, 1 endpoints" in capsys.readouterr().out
+
+
+def test_defaults_of_the_file_are_those_of_the_policies():
+    assert ScrapePolicy(*msgspec.structs.astuple(Scraping())) == ScrapePolicy()
+    patience, policy = Patience(), GatewayPolicy()
+    for name in ("first_token", "between", "max_body"):
+        assert getattr(patience, name) == getattr(policy, name)
+    assert (Retrying().attempts, Retrying().budget) == (RetryPolicy().attempts, RetryPolicy().budget)
 
 
 def test_mistakes_have_their_line(tmp_path):

@@ -10,11 +10,11 @@ A chunk is read from the server when the one before has been taken by the client
 
 from asyncio import CancelledError, Task, create_task, current_task, get_running_loop, sleep, timeout
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, MutableMapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from math import inf
-from typing import Any, Final, final
+from typing import Any, Final, TypeVar, final
 
 import httpx
 import msgspec
@@ -31,6 +31,7 @@ from inferencesched.observability.exposition import CONTENT_TYPE, exposition
 from inferencesched.observability.registry import Registry
 from inferencesched.request import Usage
 
+T = TypeVar("T")
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -209,7 +210,7 @@ class Gateway:
         upstream = self._client.build_request("POST", url, content=decision.body, headers=_passed(headers, decision))
         async with AsyncExitStack() as stack:
             try:
-                response = await self._within(self._policy.first_token, self._client.send(upstream, stream=True))
+                response = await _within(self._policy.first_token, self._client.send(upstream, stream=True))
             except httpx.TransportError as error:
                 raise _failed(error) from error
             stack.push_async_callback(response.aclose)
@@ -217,16 +218,7 @@ class Gateway:
                 raise _FailedError("unavailable", f"status {response.status_code}")
             if response.status_code == 429:
                 raise _FailedError("overloaded", "status 429")
-            await _Passing(self._shell, decision, response, self._policy, send).run(self._within)
-
-    @staticmethod
-    async def _within(seconds: float | None, awaited: Awaitable[Any]) -> Any:
-        """Return what is awaited. Errors: `_FailedError` for what takes longer."""
-        try:
-            async with timeout(seconds):
-                return await awaited
-        except TimeoutError as error:
-            raise _FailedError("timeout", f"nothing for {seconds} s") from error
+            await _Passing(self._shell, decision, response, self._policy, send).run()
 
     def _note(self, decision: Decision) -> None:
         if self._policy.explained:
@@ -260,7 +252,7 @@ class _Passing:
         self._begun = False
         self._size = 0
 
-    async def run(self, within: Callable[[float | None, Awaitable[Any]], Awaitable[Any]]) -> None:
+    async def run(self) -> None:
         """Pass the answer on to its end. Errors: `_FailedError`, before the client has seen anything."""
         response, life, shell = self._response, self._life, self._shell
         way = life.way
@@ -275,7 +267,7 @@ class _Passing:
         try:
             while True:
                 patience = self._policy.between if self._begun else self._policy.first_token
-                chunk = await within(patience, anext(chunks, b""))
+                chunk = await _within(patience, anext(chunks, b""))
                 out = self._read(reader, chunk, streaming=streaming) if well else chunk
                 held.append(out)
                 size += len(out)
@@ -326,6 +318,15 @@ class _Passing:
         await self._send({"type": "http.response.body", "body": data, "more_body": False})
 
 
+async def _within(seconds: float | None, awaited: Awaitable[T]) -> T:
+    """Return what is awaited. Errors: `_FailedError` for what takes longer."""
+    try:
+        async with timeout(seconds):
+            return await awaited
+    except TimeoutError as error:
+        raise _FailedError("timeout", f"nothing for {seconds} s") from error
+
+
 def _failed(error: Exception) -> _FailedError:
     """Return the word for what a transport raised."""
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
@@ -371,29 +372,39 @@ def app(
     *,
     registry: Registry | None = None,
     models: Sequence[str] = (),
-    background: Sequence[Callable[[], Awaitable[None]]] = (),
+    background: Sequence[Callable[[], Coroutine[Any, Any, None]]] = (),
+    resources: Sequence[AbstractAsyncContextManager[Any]] = (),
     patience: float = 30.0,
 ) -> Starlette:
     """Return the application: the gateway at the paths of its APIs, and beside it
 
-    ``/healthz`` (200; 503 while it drains), ``/v1/models``, ``/metrics`` where there is a `registry`, ``/debug/explain/{id}``.
-    `background` runs while the application does: scrapers, subscribers. When it stops, it drains for at most `patience` seconds.
+    ``/healthz`` (200; 503 while it drains, and after a part of `background` has failed), ``/v1/models``, ``/metrics`` where there is a
+    `registry`, ``/debug/explain/{id}``. `background` runs while the application does: scrapers, subscribers; what one of them raised is
+    raised again when the application stops. `resources` are closed then, such as the client. Before that it drains for at most
+    `patience` seconds.
     """
+    tasks: list[Task[None]] = []
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        tasks = [create_task(_run(each)) for each in background]
-        try:
-            yield
-        finally:
-            await gateway.drain(patience)
-            for task in tasks:
-                task.cancel()
-            for task in tasks:
-                with suppress(CancelledError):
-                    await task
+        async with AsyncExitStack() as stack:
+            for resource in resources:
+                await stack.enter_async_context(resource)
+            tasks.extend(create_task(each()) for each in background)
+            try:
+                yield
+            finally:
+                await gateway.drain(patience)
+                for task in tasks:
+                    task.cancel()
+                for task in tasks:
+                    with suppress(CancelledError):
+                        await task
 
     async def healthz(_: Request) -> Response:
+        broken = [task.exception() for task in tasks if task.done() and not task.cancelled()]
+        if broken:
+            return PlainTextResponse(f"a part in the background has ended: {broken[0]!r}\n", 503)
         return PlainTextResponse("draining", 503) if gateway.draining else PlainTextResponse("ok")
 
     async def metrics(_: Request) -> Response:
@@ -416,7 +427,3 @@ def app(
     if registry is not None:
         routes.insert(0, Route("/metrics", metrics))
     return Starlette(routes=routes, lifespan=lifespan)
-
-
-async def _run(background: Callable[[], Awaitable[None]]) -> None:
-    await background()

@@ -13,11 +13,10 @@
 Every word is checked before a socket is opened; an unknown one is an error with its place.
 """
 
-from asyncio import Event
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import httpx
 import msgspec
@@ -154,7 +153,7 @@ def gateway_of(document: GatewayDocument, folder: str | Path = _BLANK) -> Starle
     )
     shell = AsyncDirector(director, rng)
     client = httpx.AsyncClient(timeout=None, limits=httpx.Limits(max_connections=None, max_keepalive_connections=256))
-    background: list[Callable[[], Awaitable[None]]] = [_closing(client)]
+    background: list[Callable[[], Coroutine[Any, Any, None]]] = []
     if document.scrape is not None:
         how = document.scrape
         policy = ScrapePolicy(how.interval, how.timeout, how.jitter, how.longest)
@@ -169,7 +168,14 @@ def gateway_of(document: GatewayDocument, folder: str | Path = _BLANK) -> Starle
         policy=GatewayPolicy(first_token=patience.first_token, between=patience.between, max_body=patience.max_body),
     )
     models = sorted({model for said in document.pools for model in said.models or [said.name]})
-    return app(gateway, registry=sink.registry, models=models, background=background, patience=patience.drain)
+    return app(
+        gateway,
+        registry=sink.registry,
+        models=models,
+        background=background,
+        resources=[client],
+        patience=patience.drain,
+    )
 
 
 def _serving(said: ServedPool, i: int, folder: Path, health: Health | None) -> ServingPool:
@@ -218,15 +224,3 @@ class _Observing:
     def __call__(self, scrape: Scrape) -> None:
         self._shell.observe(self._name)
         self._sink.observe_pool(self._name, self._serving.pool.snapshot())
-
-
-def _closing(client: httpx.AsyncClient) -> Callable[[], Awaitable[None]]:
-    """Return what closes the client when the application stops."""
-
-    async def close() -> None:
-        try:
-            await Event().wait()
-        finally:
-            await client.aclose()
-
-    return close

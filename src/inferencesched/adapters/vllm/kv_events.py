@@ -4,11 +4,10 @@ One task an engine and rank: a SUB socket for what is new, a DEALER for what was
 `prefix.sequence.EventStream`'s to say; here are only the sockets.
 """
 
-from asyncio import CancelledError, Task, create_task
+from asyncio import Task, TaskGroup
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final, final
+from typing import Final, TypeVar, final
 
 import zmq
 import zmq.asyncio
@@ -21,14 +20,15 @@ from inferencesched.prefix.sequence import (
     EventStream,
     ReplayRequest,
     StreamStep,
-    WireFrame,
     decode_event_frame,
     decode_replay_reply,
 )
 
+Said = TypeVar("Said")
+Read = TypeVar("Read")
+
 #: Frames that wait in a socket at most: beyond that the newest are dropped, and the sequence numbers tell.
 _WATERMARK: Final = 100_000
-_END: Final = END.to_bytes(8, "big", signed=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class KVEventSubscriber:
         task = asyncio.create_task(subscriber.run())
     """
 
-    __slots__ = ("_context", "_on_error", "_patience", "_replays", "_take", "frames", "source", "stream")
+    __slots__ = ("_context", "_group", "_on_error", "_patience", "_replays", "_take", "frames", "source", "stream")
 
     def __init__(
         self,
@@ -87,12 +87,12 @@ class KVEventSubscriber:
         self._on_error = on_error
         self._patience = patience
         self._context = context
+        self._group: TaskGroup | None = None
         self._replays: Task[None] | None = None
 
     async def run(self) -> None:
-        """Take what the engine says, until cancelled. Sockets are closed then."""
-        if self._context is None:
-            self._context = zmq.asyncio.Context.instance()
+        """Take what the engine says, until cancelled; sockets are closed then. What `take` raises ends it, as an `ExceptionGroup`."""
+        self._context = zmq.asyncio.Context.instance() if self._context is None else self._context
         socket = self._context.socket(zmq.SUB)
         try:
             socket.set_hwm(_WATERMARK)
@@ -101,31 +101,32 @@ class KVEventSubscriber:
                 socket.bind(self.source.endpoint)
             else:
                 socket.connect(self.source.endpoint)
-            while True:
-                batch = self._read(decode_event_frame, await socket.recv_multipart())
-                if batch is not None:
-                    self._follow(self.stream.live(*batch))
+            async with TaskGroup() as self._group:
+                while True:
+                    frame = self._told(decode_event_frame, await socket.recv_multipart())
+                    batch = None if frame is None else self._told(decode_event_batch, frame.payload)
+                    if frame is not None and batch is not None:
+                        self.frames += 1
+                        self._follow(self.stream.live(frame.sequence, batch))
         finally:
+            self._group = self._replays = None
             socket.close(linger=0)
-            if self._replays is not None:
-                self._replays.cancel()
-                with suppress(CancelledError):
-                    await self._replays
 
     def process_started(self, at: float) -> None:
-        """Say when the engine's process started, as its metrics page tells: a restart whose first frame was missed shows there only."""
+        """Say when the engine's process started, as its metrics page tells: a restart whose first frame was missed shows there only.
+
+        Errors: `InvalidInputError` while it does not run.
+        """
+        if self._group is None:
+            raise InvalidInputError("at", at, "nothing before `run`, or after it")
         self._follow(self.stream.process_started(at))
 
     # -- inside --------------------------------------------------------------------------------------
 
-    def _read(self, decode: Callable[[list[bytes]], WireFrame], parts: list[bytes]) -> tuple[int, EventBatch] | None:
-        """Return a frame's number and batch; None for a replay's end, and for what cannot be read: its number stays missing."""
+    def _told(self, decode: Callable[[Said], Read], said: Said) -> Read | None:
+        """Return what was said; None for what cannot be read: its number stays missing."""
         try:
-            frame = decode(parts)
-            if frame.sequence == END:
-                return None
-            self.frames += 1
-            return frame.sequence, decode_event_batch(frame.payload)
+            return decode(said)
         except KVEventError as error:
             if self._on_error is None:
                 raise
@@ -133,12 +134,13 @@ class KVEventSubscriber:
             return None
 
     def _follow(self, step: StreamStep[EventBatch]) -> None:
+        assert self._group is not None  # it runs
         if step.forget and self._replays is not None:  # what it still brings is of another process, or too late
             self._replays.cancel()
             self._replays = None
         self._take(step)
         if step.request is not None and (self._replays is None or self._replays.done()):
-            self._replays = create_task(self._replay(step.request), name=f"replay {self.source.replay}")
+            self._replays = self._group.create_task(self._replay(step.request), name=f"replay {self.source.replay}")
 
     async def _replay(self, request: ReplayRequest | None) -> None:
         assert self._context is not None  # `run` has one
@@ -156,10 +158,13 @@ class KVEventSubscriber:
     async def _replayed(self, socket: "zmq.asyncio.Socket") -> StreamStep[EventBatch]:
         """Take a replay's frames; return what follows from its end, or from its silence."""
         while await socket.poll(round(self._patience * 1_000)):
-            parts = await socket.recv_multipart()
-            batch = self._read(decode_replay_reply, parts)
-            if batch is not None:
-                self._take(self.stream.replayed(*batch))
-            elif parts[-2:-1] == [_END]:
+            frame = self._told(decode_replay_reply, await socket.recv_multipart())
+            if frame is None:
+                continue
+            if frame.sequence == END:
                 return self.stream.replay_ended()
+            batch = self._told(decode_event_batch, frame.payload)
+            if batch is not None:
+                self.frames += 1
+                self._take(self.stream.replayed(frame.sequence, batch))
         return self.stream.give_up()

@@ -140,7 +140,8 @@ class Scraper:
             found = Scrape(name, at, failure="reset", detail=str(error))
         except _RefusedError as error:
             found = Scrape(name, at, failure=error.failure, detail=str(error))
-        except (MetricsPageError, InvalidInputError) as error:  # a page that is none, or a value that cannot be
+        except (MetricsPageError, InvalidInputError, httpx.DecodingError, httpx.InvalidURL) as error:
+            # a page that is none, a value that cannot be, bytes that are not what their encoding says, an address that is none
             found = Scrape(name, at, failure="unreadable", detail=str(error))
         if found.failure:
             self._failures[name] = self._failures.get(name, 0) + 1

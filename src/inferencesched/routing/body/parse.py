@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from functools import cached_property
-from types import EllipsisType
 from typing import Final, NamedTuple, final
 
 import msgspec
@@ -41,7 +40,6 @@ class RequestBody:
         self.kind: Final = kind
         self.raw: Final = raw
         self._shape = shape
-        self._turns: list[tuple[str, bytes]] | EllipsisType | None = ...  # `_plain`, once somebody asked
         self.model = shape.model or ""
         self.stream = bool(shape.stream)
         self.cache_salt = shape.cache_salt or ""
@@ -124,16 +122,15 @@ class RequestBody:
         """Is there any picture, video, sound or file in it?"""
         return self._plain is None and any(piece.media is not None for piece in self._pieces)
 
-    @property
+    @cached_property
     def _plain(self) -> list[tuple[str, bytes]] | None:
         """The turns of a chat in which nothing but words is said, and no tools are offered; None for any other body."""
-        turns = self._turns
-        if turns is ...:
-            shape, turns = self._shape, None
-            if isinstance(shape, shapes.Chat) and shape.tools is shapes.NOTHING and shape.functions is shapes.NOTHING:
-                turns = plain(shape.messages)
-            self._turns = turns
-        return turns
+        shape = self._shape
+        if not isinstance(shape, shapes.Chat):
+            return None
+        if shape.tools is not shapes.NOTHING or shape.functions is not shapes.NOTHING:
+            return None
+        return plain(shape.messages)
 
     def prompt(self) -> bytes:
         """Return the prompt as bytes: turns with their roles, texts, hashes of pictures.
