@@ -5,6 +5,7 @@ it out; say beside it why.
 """
 
 from doctest import ELLIPSIS
+from importlib.util import find_spec
 
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
@@ -13,6 +14,12 @@ collect_ignore = [
     "docs/conf.py",  # Sphinx's settings: importing them writes the reference pages
     "tests/stranger",  # somebody else's package: tests/test_stranger.py installs it
     "tests/typing",  # read by the type checker, never run
+]
+
+#: Adapters whose package `make venv` does not bring; `make e2e` does.
+HEAVY = {"litellm": "litellm", "ray_serve": "ray"}
+collect_ignore += [
+    f"src/inferencesched/adapters/{name}.py" for name, package in HEAVY.items() if find_spec(package) is None
 ]
 
 pytest_collect_file = Sybil(

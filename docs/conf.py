@@ -37,6 +37,7 @@ myst_heading_anchors = 3
 autodoc_default_options = {"members": True, "member-order": "bysource"}
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
+autodoc_mock_imports = ["litellm", "ray"]  # `make venv` does not bring them
 # In docstrings `name` is code, and a link where the name is known.
 default_role = "py:obj"
 add_module_names = False

@@ -117,7 +117,7 @@ class Preparer:
         choice = way.choice
         fairness_id = way.identity.fairness_id or self._flow(headers)
         way.labels = labels = Labels(body.model, choice.target, fairness_id, way.priority, "", way.identity.tenant)
-        self._emit(Received(way.request_id, labels, way.size_bytes, now))
+        self._emit(Received(way.request_id, labels, way.size_bytes, now, kind))
         if choice.rewrite:
             way.trail.append(("model", f"{choice.model} is {choice.target} (rewrite {choice.rewrite})"))
             self._emit(Rewritten(way.request_id, choice.rewrite, choice.model, choice.target))

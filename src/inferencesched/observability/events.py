@@ -29,12 +29,13 @@ class Labels(NamedTuple):
 
 
 class Received(NamedTuple):
-    """A request came and could be read. ``size_bytes`` is the body's."""
+    """A request came and could be read. ``size_bytes`` is the body's, ``kind`` its API's (`BodyKind`), empty where nobody said."""
 
     request_id: str
     labels: Labels
     size_bytes: int
     at: float
+    kind: str = ""
 
 
 class Rewritten(NamedTuple):
