@@ -46,8 +46,6 @@ _HOP: Final = frozenset(
 )
 #: Of an answer; what is passed on is as long as it is.
 _HOP_BACK: Final = _HOP | {"date", "server", "x-request-id"}
-#: Whose streams say why they end.
-_REASONED: Final = frozenset({"chat", "completions"})
 _NOTHING_USED: Final = Usage(input_tokens=0, output_tokens=0)
 
 
@@ -268,7 +266,7 @@ class _Passing:
             while True:
                 patience = self._policy.between if self._begun else self._policy.first_token
                 chunk = await _within(patience, anext(chunks, b""))
-                out = self._read(reader, chunk, streaming=streaming) if well else chunk
+                out = self._read(reader, chunk) if well else chunk
                 held.append(out)
                 size += len(out)
                 if not chunk or size > self._policy.max_held or (streaming and (reader.tokens or reader.done)):
@@ -285,12 +283,12 @@ class _Passing:
             return
         life.complete(reader.usage if well else _NOTHING_USED, size_bytes=self._size, now=shell.now())
 
-    def _read(self, reader: ResponseReader, chunk: bytes, *, streaming: bool) -> bytes:
+    def _read(self, reader: ResponseReader, chunk: bytes) -> bytes:
         """Return what of a chunk may be passed on; an empty chunk is the end. Errors: `_FailedError` for an answer that is cut short."""
         progress = reader.feed(chunk) if chunk else reader.finish()
         if progress.error:
             raise _FailedError("reset", progress.error)
-        if streaming and progress.done and not reader.finish_reason and self._life.way.body.kind in _REASONED:
+        if reader.cut_short:
             raise _FailedError("reset", "the stream ended without a finish reason")  # as when vLLM's engine has died
         if progress.tokens:
             self._life.tokens(progress.tokens, now=self._shell.now())

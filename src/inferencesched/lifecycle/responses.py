@@ -17,6 +17,8 @@ from inferencesched.routing.body.splice import spliced_model
 MAX_EVENT: Final = 8 << 20
 _DONE: Final = b"[DONE]"
 _NOTHING: Final = Usage()
+#: Whose streams say why they end.
+_REASONED: Final = frozenset({"chat", "completions"})
 
 
 class Progress(NamedTuple):
@@ -179,6 +181,11 @@ class ResponseReader:
         self.tokens = 0
         self.done = False
         self.error = ""
+
+    @property
+    def cut_short(self) -> bool:
+        """Has a stream ended well without saying why? So end those of a vLLM whose engine has died: ``[DONE]`` and no finish reason."""
+        return self._streaming and self.done and not self.finish_reason and self._kind in _REASONED
 
     def feed(self, chunk: bytes) -> Progress:
         """Take some bytes, and say what came with them."""
