@@ -64,7 +64,7 @@ ROOMS = {
     ),
     "Prefixes": ("prefix",),
     "When a request may go": ("flowcontrol",),
-    "The whole way of a request": ("routing", "governance", "director", "observability"),
+    "The whole way of a request": ("routing", "governance", "director", "observability", "replication"),
     "Trying policies": ("simulator", "cli"),
     "The rim": ("adapters", "testing"),
     "More": (),

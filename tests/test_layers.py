@@ -21,7 +21,7 @@ LAYERS = (
     ("simulator.*", "adapters.*", "testing.*"),
     ("config", "config.*", "explain.*"),
     ("director", "director.*"),
-    ("screeners.*", "observability", "observability.sink", "observability.autoscaling"),
+    ("screeners.*", "observability", "observability.sink", "observability.autoscaling", "replication"),
     (
         "scheduler",
         "flowcontrol.config",

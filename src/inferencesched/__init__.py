@@ -43,6 +43,7 @@ from inferencesched.errors import (
     AlreadySettledError,
     ConfigError,
     ConfigFileError,
+    DeltaError,
     DependencyError,
     DuplicateEndpointError,
     EndpointGoneError,
@@ -209,6 +210,7 @@ from inferencesched.producers.inflight import (
 )
 from inferencesched.producers.latency import Objectives, PredictedLatencyProducer, headrooms, objectives_of
 from inferencesched.producers.regression import OnlineLatencyPredictor, QuantileTracker, RecursiveLeastSquares
+from inferencesched.replication import Merged, PeerLoads, Replica, SharedQuotas
 from inferencesched.request import InferenceRequest, MediaItem, Usage
 from inferencesched.reservation import Ledger, Reservation, Settlement
 from inferencesched.scheduler import Scheduler, default_profile
@@ -303,6 +305,7 @@ __all__ = [
     "Decision",
     "DecisionListener",
     "DecodeFilter",
+    "DeltaError",
     "DependencyError",
     "Director",
     "DisaggHeaders",
@@ -363,6 +366,7 @@ __all__ = [
     "LoraResidencyScorer",
     "MaxScorePicker",
     "MediaItem",
+    "Merged",
     "MultiClusterKvCacheUtilizationScorer",
     "MultiClusterPrefixCacheScorer",
     "MultiClusterQueueScorer",
@@ -380,6 +384,7 @@ __all__ = [
     "P2PSource",
     "PairScorer",
     "PartialScorer",
+    "PeerLoads",
     "PickError",
     "Picker",
     "PluginError",
@@ -409,6 +414,7 @@ __all__ = [
     "RendezvousFilter",
     "RendezvousScorer",
     "ReplayRequest",
+    "Replica",
     "RequestKey",
     "RequestLife",
     "RequestRefusedError",
@@ -428,6 +434,7 @@ __all__ = [
     "SessionSource",
     "SessionStrategy",
     "Settlement",
+    "SharedQuotas",
     "Signal",
     "SingleProfileHandler",
     "SloHeadroomTierFilter",

@@ -12,6 +12,7 @@
      |    |    `-- ConfigFileError                 one in a file: names file and line
      |    |-- UnknownParentError                 a suffix of blocks whose parent is not in the index
      |    |-- SnapshotError                      a prefix index's snapshot that is broken, or of another version or seed
+     |    |-- DeltaError                         what another gateway said that cannot be read
      |    |-- KVEventError                       an engine's KV event that cannot be read: names the place
      |    |-- ManifestError                      a Kubernetes-style manifest: names kind, object and field
      |    |-- MetricsPageError                   a server's metrics page on which nothing is known
@@ -139,6 +140,10 @@ class UnknownParentError(InvalidInputError, LookupError):
 
 class SnapshotError(InvalidInputError):
     """What is wrong with this snapshot of a prefix index: its bytes, its version, or the seed of its hashes?"""
+
+
+class DeltaError(InvalidInputError):
+    """Are these bytes what another gateway did? Not: another program's, another version's, or cut off."""
 
 
 class KVEventError(InvalidInputError):

@@ -168,6 +168,20 @@ class ApproximatePrefixProducer:
             self._forget_old(now)
             self._remember(receipt.hashes, slot, int(endpoints.generations[position]), endpoints, position, now)
 
+    def learn(self, hashes: HashArray, endpoints: Endpoints, name: str, *, now: float) -> bool:
+        """Remember that a prompt went to an endpoint, from another gateway's word; return whether it is one of these endpoints.
+
+        The hashes must have been made with this producer's block size and seed. Idempotent, but for the recency that it renews.
+        """
+        if name not in endpoints.names:
+            return False
+        position = endpoints.names.index(name)
+        slot, generation = int(endpoints.slots[position]), int(endpoints.generations[position])
+        with self._lock:
+            self._forget_old(now)
+            self._remember(hashes, slot, generation, endpoints, position, now)
+        return True
+
     @contextmanager
     def sitting(self, endpoints: Endpoints, now: float) -> Iterator["PrefixSitting"]:
         """Look up and remember many prompts in turn, at one time and with the lock taken once: for `Scheduler.schedule_many`."""
