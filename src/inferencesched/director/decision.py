@@ -82,4 +82,7 @@ class Decision(msgspec.Struct, frozen=True, eq=False, kw_only=True):
             target = self.result.target
             others = f", then {', '.join(self.fallbacks)}" if self.fallbacks else ""
             lines.append(f"  endpoint: {self.endpoint} at {self.address} (score {target.score:.4g}){others}")
+            prompt = None if self.request is None else self.request.input_tokens
+            if prompt is not None:
+                lines.append(f"  prompt: {prompt - target.tokens} of {prompt} tokens expected in its cache")
         return "\n".join(lines)
