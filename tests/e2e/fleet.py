@@ -41,6 +41,10 @@ from tests.e2e.parts import (
     words,
 )
 
+#: Of the traffic; each is run against both, and summed.
+SEEDS = (7, 8, 9)
+#: Requests at a time, some five a server. No multiple of the servers: clients in step would meet the same server again by round robin.
+CONCURRENCY = 16
 #: Sticky until saturated: where the prefix is, unless that costs more than so many milliseconds; the others in turn, least recently picked first.
 STICKY = [
     {
@@ -98,13 +102,15 @@ async def hits(servers, folder, tokenizer):
     config = scheduler_file(folder, "precise", [], PRECISE, filters=STICKY)
     wanted = {"history-heavy, 5 turns": (history_heavy, 1.6), "36 prefixes of 1,600 tokens": (many_prefixes, 2.5)}
     for number, (name, (make, goal)) in enumerate(wanted.items()):
-        await reset(servers, number)
-        floor = await converse(urls_of(servers), make(100 + number))
-        await reset(servers, 10 + number)
+        floor, ours, went = [], [], []
         async with gateway(folder, servers, config, tokenizer=tokenizer, events=True) as (url, _):
             await asyncio.sleep(1.5)
-            ours = await converse([url], make(100 + number))
-            went = await explained(url, ours)
+            for seed in SEEDS:
+                await reset(servers, f"{number} {seed} floor")
+                floor += await converse(urls_of(servers), make(seed), concurrency=CONCURRENCY)
+                await reset(servers, f"{number} {seed} ours")
+                answers = await converse([url], make(seed), concurrency=CONCURRENCY)
+                ours, went = ours + answers, went + await explained(url, answers)
         assert all(each.finished for each in floor + ours), [each.error for each in floor + ours if each.error]
         shares = Counter(endpoint for endpoint, _ in went)
         told, expected = sum(each.cached for each in ours), sum(each or 0 for _, each in went)
@@ -131,7 +137,7 @@ async def hits(servers, folder, tokenizer):
 ADAPTERS = ("english-bot", "spanish-bot", "french-bot", "german-bot", "italian-bot", "polish-bot")
 
 
-def adapters_traffic(seed, rounds=20):
+def adapters_traffic(seed, rounds=40):
     """One-turn questions to six adapters in random order, each with its own system prompt of 200 tokens."""
     rng = random.Random(seed)
     systems = {name: words(rng, 200) for name in ADAPTERS}
@@ -149,13 +155,13 @@ async def lora(servers, folder, tokenizer):
                 assert answer.status_code in (200, 400), answer.text  # 400: it is there already
     traffic = [adapters_traffic(7), adapters_traffic(7)]
     await reset(servers, 20)
-    floor = await converse(urls_of(servers), traffic[0])
+    floor = await converse(urls_of(servers), traffic[0], concurrency=CONCURRENCY)
     await reset(servers, 21)
     config = scheduler_file(folder, "lora", [], APPROXIMATE, filters=STICKY)
     more = {"pool": {"adapters": list(ADAPTERS)}}
     async with gateway(folder, servers, config, tokenizer=tokenizer, **more) as (url, _):
         await asyncio.sleep(1.5)
-        ours = await converse([url], traffic[1])
+        ours = await converse([url], traffic[1], concurrency=CONCURRENCY)
         went = [endpoint for endpoint, _ in await explained(url, ours)]
     assert all(each.finished for each in floor + ours), [each.error for each in floor + ours if each.error]
     order = sorted(zip((each.begun for each in ours), (each.model for each in ours), went, strict=True))
@@ -201,7 +207,7 @@ async def inflight(url):
     """What the gateway says is running, in sum."""
     async with httpx.AsyncClient(timeout=10) as client:
         text = (await client.get(f"{url}/metrics")).text
-    lines = [line for line in text.splitlines() if line.startswith("llm_d_epp_running_requests{")]
+    lines = [line for line in text.splitlines() if line.startswith("llm_d_epp_request_running{")]
     return sum(float(line.rpartition(" ")[2]) for line in lines)
 
 
@@ -264,7 +270,7 @@ async def replicas(servers, folder, tokenizer):
         await reset(servers, 30)
         async with gateway(folder, servers, config, tokenizer=tokenizer) as (url, _):
             await asyncio.sleep(1.5)
-            one = await converse([url], history_heavy(300))
+            one = await converse([url], history_heavy(300), concurrency=CONCURRENCY)
         await reset(servers, 31)
         shared = {"redis": f"redis://127.0.0.1:{port}/0", "seed": 7}
         first = {"replication": {"origin": "a", **shared}}
@@ -274,7 +280,7 @@ async def replicas(servers, folder, tokenizer):
             gateway(folder, servers, config, tokenizer=tokenizer, **second) as (b, _),
         ):
             await asyncio.sleep(1.5)
-            two = await converse([a, b], history_heavy(300))
+            two = await converse([a, b], history_heavy(300), concurrency=CONCURRENCY)
             went = [e for e, _ in await explained(a, two) if e] + [e for e, _ in await explained(b, two) if e]
             stop, answers = asyncio.Event(), []
             clients = [asyncio.create_task(until_stopped((a, b)[i % 2], stop, answers, i)) for i in range(6)]

@@ -257,7 +257,7 @@ def history_heavy(seed, users=16):
     return [Turns("tiny", system, [words(rng, 250) for _ in range(5)]) for _ in range(users)]
 
 
-def many_prefixes(seed, prefixes=36, rounds=5):
+def many_prefixes(seed, prefixes=36, rounds=4):
     """Single questions behind one of 36 prefixes of 1,600 tokens: more than one server holds, less than three do."""
     rng = random.Random(seed)
     texts = [words(rng, 1600) for _ in range(prefixes)]
