@@ -137,6 +137,18 @@ def test_peers_are_seen_in_decisions_and_the_silent_are_forgotten():
     assert two.replica.load_of("llama", "ep-1") == (0, 0, 0)
 
 
+def test_several_gateways_go_round_in_turn_as_one_does():
+    gateways = [Gateway(name) for name in ("one", "two", "three")]
+    went = []
+    for i in range(30):
+        asking = gateways[i % 3]
+        went.append(asking.ask(50 + i).endpoint)  # each prompt is a new one: nobody has it
+        delta = asking.replica.delta(now=1.0)
+        for other in gateways:
+            other.replica.merge(delta, now=1.0)
+    assert all(sorted(went[i : i + 3]) == sorted(NAMES) for i in range(3, 27)), went
+
+
 def test_a_gateway_that_starts_again_has_nothing_in_flight_and_what_it_used_stays_used():
     old, two = Gateway("one", life=1), Gateway("two")
     old.ask(0, at="ep-0")

@@ -29,6 +29,7 @@ from tests.e2e.parts import (
     Turns,
     Vllm,
     ask,
+    ceiling,
     converse,
     explained,
     free_port,
@@ -102,15 +103,17 @@ async def hits(servers, folder, tokenizer):
     config = scheduler_file(folder, "precise", [], PRECISE, filters=STICKY)
     wanted = {"history-heavy, 5 turns": (history_heavy, 1.6), "36 prefixes of 1,600 tokens": (many_prefixes, 2.5)}
     for number, (name, (make, goal)) in enumerate(wanted.items()):
-        floor, ours, went = [], [], []
+        floor, ours, went, most, bound = [], [], [], 0, 0
         async with gateway(folder, servers, config, tokenizer=tokenizer, events=True) as (url, _):
             await asyncio.sleep(1.5)
             for seed in SEEDS:
                 await reset(servers, f"{number} {seed} floor")
-                floor += await converse(urls_of(servers), make(seed), concurrency=CONCURRENCY)
+                answers = await converse(urls_of(servers), make(seed), concurrency=CONCURRENCY)
+                floor, bound = floor + answers, bound + ceiling(answers, tokenizer)
                 await reset(servers, f"{number} {seed} ours")
                 answers = await converse([url], make(seed), concurrency=CONCURRENCY)
                 ours, went = ours + answers, went + await explained(url, answers)
+                most += ceiling(answers, tokenizer)
         assert all(each.finished for each in floor + ours), [each.error for each in floor + ours if each.error]
         shares = Counter(endpoint for endpoint, _ in went)
         told, expected = sum(each.cached for each in ours), sum(each or 0 for _, each in went)
@@ -307,7 +310,7 @@ async def replicas(servers, folder, tokenizer):
 
 
 async def aiperf(servers, folder, tokenizer, home):
-    """The load generator that is not ours, against round robin's floor: a proxy of one line an address is its own (`--url` takes several)."""
+    """The load generator that is not ours; round robin is the same gateway with no scorer (aiperf's own keeps a user's turns together)."""
     config = scheduler_file(folder, "aiperf", [], PRECISE, filters=STICKY)
     extra = json.dumps({"ignore_eos": True, "temperature": 0, "allowed_token_ids": list(range(67, 81))})
 
@@ -330,14 +333,16 @@ async def aiperf(servers, folder, tokenizer, home):
     def cached(said):
         return said["total_usage_prompt_cache_read_tokens"]["avg"]
 
+    turn = scheduler_file(folder, "in-turn", [])  # no scorer: a tie, and then the least recently picked
     await reset(servers, 40)
-    floor = await profile(urls_of(servers), "floor")
+    async with gateway(folder, servers, turn, tokenizer=tokenizer) as (url, _):
+        floor = await profile([url], "floor")
     await reset(servers, 41)
     async with gateway(folder, servers, config, tokenizer=tokenizer, events=True) as (url, _):
         await asyncio.sleep(1.5)
         ours = await profile([url], "ours")
     return [
-        ("aiperf: cached tokens against its own round robin's", cached(ours) / cached(floor), ""),
+        ("aiperf: cached tokens against round robin's", cached(ours) / cached(floor), ""),
         ("  requests, ours", ours["request_count"]["avg"], ""),
         (
             "  p95 TTFT, round robin and ours, ms",

@@ -16,6 +16,9 @@ from pathlib import Path
 
 import httpx
 
+from inferencesched.adapters.tokenizers import ChatTemplate, HuggingFaceTokenizer
+from inferencesched.routing.body import parse_body
+
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared" / "realserver"
 #: The only tokens that make readable text of a model of random weights; without them deltas are empty.
@@ -69,7 +72,8 @@ class Vllm(Program):
         self.port, self.events = free_port(), free_port()
         self.name, self.address = f"vllm-{i}", f"127.0.0.1:{self.port}"
         command = [SHARED / "serve", python_home, model, self.port, self.events, *more]
-        super().__init__(command, folder / f"{self.name}.log")
+        quiet = str(ROOT / "tests" / "e2e" / "quiet_vllm")
+        super().__init__(command, folder / f"{self.name}.log", PYTHONPATH=quiet)
 
     @property
     def replay(self):
@@ -152,6 +156,7 @@ class Answer:
     finished: bool = False
     model: str = ""
     begun: float = 0.0
+    asked: bytes = b""
 
 
 @dataclass
@@ -174,6 +179,7 @@ async def ask(client, url, model, messages, *, most=16, stream=True):
     answer, begun = Answer(model=model), time.monotonic()
     answer.begun = begun
     said = {"model": model, "messages": messages, "max_tokens": most, "stream": stream, **READABLE}
+    answer.asked = json.dumps({"model": model, "messages": messages}).encode()
     if stream:
         said["stream_options"] = {"include_usage": True}
     try:
@@ -275,6 +281,22 @@ async def explained(url, answers):
             expected = re.search(r"prompt: (\d+) of (\d+) tokens expected", told)
             found.append((endpoint[1] if endpoint else "", int(expected[1]) if expected else None))
     return found
+
+
+def ceiling(answers, tokenizer):
+    """How many tokens could any router have hit, were all caches one, without end, and filled the moment a request is asked?"""
+    encoder = HuggingFaceTokenizer(tokenizer, ChatTemplate(**TEMPLATE))
+    seen, most = set(), 0
+    for answer in sorted(answers, key=lambda each: each.begun):
+        ids = tuple(encoder.encode(parse_body(answer.asked, "chat")).tolist())
+        known = 0
+        for end in range(BLOCK, len(ids) + 1, BLOCK):
+            if hash(ids[:end]) not in seen:
+                break
+            known = end
+        seen.update(hash(ids[:end]) for end in range(BLOCK, len(ids) + 1, BLOCK))
+        most += min(known, (len(ids) - 1) // BLOCK * BLOCK)
+    return most
 
 
 def percentile(values, share):
