@@ -8,19 +8,26 @@ class Stay:
     """One endpoint from joining to leaving."""
 
     def __init__(self):
-        self.diary = []  # "well", "ill", or "look" where an interval ended; emptied by an ejection and by recovery
+        # "well", "ill", or "look" where an interval ended, each with when it was sent and when it ended; emptied by an ejection and by recovery
+        self.diary = []
         self.times = 0
         self.until = None
         self.trials = 0
 
     def failures(self):
-        endings = [entry for entry in self.diary if entry != "look"]
-        return next((n for n, entry in enumerate(reversed(endings)) if entry == "well"), len(endings))
+        """How many are ill since the last that was sent after all the ill before it, and went well?"""
+        endings = [entry for entry in self.diary if entry[0] != "look"]
+        for i in range(len(endings) - 1, -1, -1):
+            word, sent, _ = endings[i]
+            if word == "well" and all(sent >= ended for before, _, ended in endings[:i] if before == "ill"):
+                return sum(entry[0] == "ill" for entry in endings[i + 1 :])
+        return sum(entry[0] == "ill" for entry in endings)
 
     def interval(self):
         """What ended since the last look."""
-        looks = [i for i, entry in enumerate(self.diary) if entry == "look"]
-        return self.diary[looks[-1] + 1 :] if looks else self.diary
+        words = [entry[0] for entry in self.diary]
+        looks = [i for i, word in enumerate(words) if word == "look"]
+        return words[looks[-1] + 1 :] if looks else words
 
 
 class Doctor:
@@ -58,7 +65,7 @@ class Doctor:
             if stay.until is None and endings:
                 rates[generation] = (endings.count("well") / len(endings), len(endings))
             if stay.until is None:
-                stay.diary.append("look")
+                stay.diary.append(("look", self.clock, self.clock))
                 stay.times = max(0, stay.times - 1)
         bad = {}
         told = {g: rate for g, (rate, n) in rates.items() if n >= p.stdev_request_volume}
@@ -83,7 +90,7 @@ class Doctor:
     def ended(self, generation, well, reserved_at):
         stay = self.stays.setdefault(generation, Stay())
         if stay.until is None:
-            stay.diary.append("well" if well else "ill")
+            stay.diary.append(("well" if well else "ill", reserved_at, self.clock))
             if self.policy.consecutive_failures and stay.failures() >= self.policy.consecutive_failures:
                 self.eject(generation)
         elif reserved_at >= stay.until:

@@ -203,10 +203,20 @@ def test_retries_are_a_bounded_share_of_requests(asks, budget, burst):
             policy.asked(0.0)
             requests += 1
         elif policy.may_retry(attempt=1, first_byte_sent=False, idempotent=True, failure="reset", now=0.0):
-            policy.spent(0.0)
+            policy.spent(0.0, "reset")
             retries += 1
         assert retries <= burst + budget * requests + 1e-6
         assert 0 - 1e-9 <= policy.left <= burst
+
+
+def test_a_retry_after_a_connection_that_was_refused_costs_nothing_of_the_budget():
+    policy = RetryPolicy(budget=0.0, burst=0.0)
+    assert not policy.may_retry(attempt=1, first_byte_sent=False, idempotent=True, failure="reset", now=0.0)
+    for _ in range(100):
+        assert policy.may_retry(attempt=1, first_byte_sent=False, idempotent=True, failure="connect", now=0.0)
+        policy.spent(0.0, "connect")
+    assert policy.left == 0.0
+    assert not policy.may_retry(attempt=3, first_byte_sent=False, idempotent=True, failure="connect", now=0.0)
 
 
 def test_settings_that_are_none():

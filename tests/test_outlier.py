@@ -76,6 +76,27 @@ def test_failures_in_a_row_eject_and_a_success_between_them_does_not():
     assert ward.producer.ejections == (isched.Ejection("a", 1, 4.0, 0),)
 
 
+def test_what_was_sent_before_a_failure_says_nothing_of_the_server_after_it():
+    ward = Ward(POLICY, "ab")
+    streams = [
+        ward.send("a") for _ in range(6)
+    ]  # of a server that is told to stop: it ends what it has, and takes no more
+    for second, stream in enumerate(streams[:3], start=1):
+        ward.now = float(second)
+        ward.fail("a")
+        stream.complete(now=ward.now)
+    assert ward.health()["a"] == 0.0
+    ward = Ward(POLICY, "ab")
+    ward.now = 1.0
+    ward.fail("a", 2)
+    ward.now = 1.5
+    later = ward.send("a")
+    ward.now = 2.0
+    later.complete(now=2.0)
+    ward.fail("a", 2)
+    assert ward.health()["a"] == 1.0
+
+
 def test_an_ejection_lasts_longer_each_time_up_to_the_most():
     ward, lasted = Ward(POLICY, "ab"), []
     for _ in range(4):

@@ -49,6 +49,10 @@ from inferencesched.simulator.queueing import NONE
 
 _errors = Console(stderr=True, highlight=False)
 
+#: Seconds for which a connection without a request stays open: longer than clients and proxies keep theirs (60 s mostly), or they send into
+#: one that is just being closed.
+_KEEP_ALIVE = 75
+
 
 def _screen() -> Console:
     """Return where tables go: as wide as the terminal, or as the table where there is none."""
@@ -265,6 +269,7 @@ def serve(path: Path, host: str | None, port: int | None, check: bool) -> None:
         host=listen.host if host is None else host,
         port=listen.port if port is None else port,
         access_log=False,
+        timeout_keep_alive=_KEEP_ALIVE,
         timeout_graceful_shutdown=max(1, drain),
     )
 

@@ -270,7 +270,7 @@ class Director:
             except ReservationError as gone:
                 error.__cause__ = gone
             else:
-                policy.spent(now)
+                policy.spent(now, failure)
                 life._moved(reservation)
                 way.trail.append(("retry", f"attempt {life.attempt} after {failure}"))
                 self._placed(way, life, now)

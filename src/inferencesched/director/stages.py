@@ -90,6 +90,6 @@ class Retries(Protocol):
         """Say that a request came."""
         ...
 
-    def spent(self, now: float) -> None:
-        """Say that it was tried again."""
+    def spent(self, now: float, failure: str) -> None:
+        """Say that it was tried again, after that failure."""
         ...

@@ -12,6 +12,8 @@ from inferencesched.errors import InvalidInputError, whole_number
 
 #: Failures after which another server may do better. Words of the gateway's; any other is final.
 RETRYABLE: Final = frozenset({"connect", "reset", "timeout", "unavailable", "overloaded", "endpoint_left"})
+#: Failures at which no server has had the request: trying another one adds no load, and costs nothing of the budget.
+FREE: Final = frozenset({"connect"})
 
 
 @final
@@ -24,6 +26,7 @@ class RetryPolicy:
     budget: retries a request on average, in the long run; None is no limit.
     burst: retries that may be made at once beyond that.
     retryable: the failures that are worth it.
+    free: those that cost nothing of the budget.
 
     The budget is a token bucket that requests fill and retries empty: with 0.2, an outage adds at most a fifth to the load.
     Deciding changes nothing; `spent` says that one was made, `asked` that a request came. Source of the budget: the retry budgets of
@@ -36,7 +39,7 @@ class RetryPolicy:
     False
     """
 
-    __slots__ = ("_tokens", "attempts", "budget", "burst", "retryable")
+    __slots__ = ("_tokens", "attempts", "budget", "burst", "free", "retryable")
 
     def __init__(
         self,
@@ -45,6 +48,7 @@ class RetryPolicy:
         budget: float | None = 0.2,
         burst: float = 10.0,
         retryable: Collection[str] = RETRYABLE,
+        free: Collection[str] = FREE,
     ) -> None:
         self.attempts = whole_number("attempts", attempts, 1)
         if budget is not None and not 0 <= budget < inf:
@@ -54,6 +58,7 @@ class RetryPolicy:
         self.budget = budget
         self.burst = burst
         self.retryable = frozenset(retryable)
+        self.free = frozenset(free)
         self._tokens = float(burst)
 
     @property
@@ -65,14 +70,14 @@ class RetryPolicy:
         """Return whether a request whose `attempt` (from 1 on) failed may be tried elsewhere; changes nothing."""
         if first_byte_sent or not idempotent or attempt >= self.attempts or failure not in self.retryable:
             return False
-        return self.budget is None or self._tokens >= 1.0
+        return self.budget is None or failure in self.free or self._tokens >= 1.0
 
     def asked(self, now: float) -> None:
         """Say that a request came: it earns its part of a retry."""
         if self.budget is not None:
             self._tokens = min(self.burst, self._tokens + self.budget)
 
-    def spent(self, now: float) -> None:
-        """Say that a retry was made."""
-        if self.budget is not None:
+    def spent(self, now: float, failure: str) -> None:
+        """Say that a retry was made, after that failure."""
+        if self.budget is not None and failure not in self.free:
             self._tokens -= 1.0

@@ -37,7 +37,8 @@ class OutlierPolicy:
 
     Parameters
     ----------
-    consecutive_failures: so many in a row eject at once; 0 never.
+    consecutive_failures: so many in a row eject at once; 0 never. Only what was sent after a failure, and went well, ends a row: a
+        server that refuses connections may still end the streams that it has.
     interval: seconds between two looks at the rates.
     stdev_factor: a success rate of less than the mean minus so many standard deviations ejects; 0 never.
     stdev_minimum_hosts, stdev_request_volume: the mean is taken of servers with so many ended requests in the interval, and only of
@@ -125,6 +126,7 @@ class _Stay(NamedTuple):
     """What is remembered of one stay of a server; never changed, only replaced."""
 
     failures: int = 0  # in a row
+    failed_at: float = -inf  # the last of them
     succeeded: int = 0  # in this interval
     ended: int = 0  # in this interval
     times: int = 0  # ejections, less one for each interval without
@@ -218,9 +220,11 @@ class OutlierProducer:
             if settlement.reserved_at >= stay.until:
                 self._try(generation, stay, now, well=well)
             return
-        stay = stay._replace(
-            failures=0 if well else stay.failures + 1, succeeded=stay.succeeded + well, ended=stay.ended + 1
-        )
+        if ill:
+            stay = stay._replace(failures=stay.failures + 1, failed_at=now)
+        elif settlement.reserved_at >= stay.failed_at:
+            stay = stay._replace(failures=0)  # else it was there before: a server that dies may yet end what it has
+        stay = stay._replace(succeeded=stay.succeeded + well, ended=stay.ended + 1)
         self._stays[generation] = stay
         if 0 < self.policy.consecutive_failures <= stay.failures:
             self._eject(generation, now)
