@@ -122,6 +122,11 @@ async def hits(servers, folder, tokenizer):
         rows += [
             (f"cached tokens, {name}: against round robin's", told / sum(each.cached for each in floor), f">= {goal}"),
             (
+                "  of all that any router could have hit, round robin and ours",
+                f"{sum(e.cached for e in floor) / bound:.1%}, {told / most:.1%}",
+                "",
+            ),
+            (
                 "  of the prompts' tokens, round robin and ours",
                 f"{sum(e.cached for e in floor) / prompt:.1%}, {told / prompt:.1%}",
                 "",

@@ -8,13 +8,13 @@ Headers are held because a dying vLLM has answered 200 before: until the first p
 A chunk is read from the server when the one before has been taken by the client: a slow client slows its server, and no buffer grows.
 """
 
-from asyncio import CancelledError, Task, create_task, current_task, get_running_loop, sleep, timeout
+from asyncio import CancelledError, Task, TimerHandle, create_task, current_task, get_running_loop, sleep
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, MutableMapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from math import inf
-from typing import Any, Final, TypeVar, final
+from typing import Any, Final, final
 
 import httpx
 import msgspec
@@ -31,7 +31,6 @@ from inferencesched.observability.exposition import CONTENT_TYPE, exposition
 from inferencesched.observability.registry import Registry
 from inferencesched.request import Usage
 
-T = TypeVar("T")
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -208,7 +207,9 @@ class Gateway:
         upstream = self._client.build_request("POST", url, content=decision.body, headers=_passed(headers, decision))
         async with AsyncExitStack() as stack:
             try:
-                response = await _within(self._policy.first_token, self._client.send(upstream, stream=True))
+                with _Patience(self._policy.first_token) as patience:
+                    patience.wait(self._policy.first_token)
+                    response = await self._client.send(upstream, stream=True)
             except httpx.TransportError as error:
                 raise _failed(error) from error
             stack.push_async_callback(response.aclose)
@@ -216,7 +217,8 @@ class Gateway:
                 raise _FailedError("unavailable", f"status {response.status_code}")
             if response.status_code == 429:
                 raise _FailedError("overloaded", "status 429")
-            await _Passing(self._shell, decision, response, self._policy, send).run()
+            passing = _Passing(self._shell, decision, response, self._policy, send)
+            await passing.run()
 
     def _note(self, decision: Decision) -> None:
         if self._policy.explained:
@@ -259,21 +261,9 @@ class _Passing:
         reader = ResponseReader(
             way.body.kind, streaming=streaming, model=way.body.model, served_model=way.choice.target
         )
-        held: list[bytes] = []
-        size = 0
-        chunks = response.aiter_raw()
         try:
-            while True:
-                patience = self._policy.between if self._begun else self._policy.first_token
-                chunk = await _within(patience, anext(chunks, b""))
-                out = self._read(reader, chunk) if well else chunk
-                held.append(out)
-                size += len(out)
-                if not chunk or size > self._policy.max_held or (streaming and (reader.tokens or reader.done)):
-                    await self._out(b"".join(held), more=bool(chunk))
-                    held, size = [], 0
-                if not chunk:
-                    break
+            with _Patience(self._policy.first_token, self._policy.between) as patience:
+                await self._pass(reader if well else None, patience, streaming=streaming)
         except (httpx.TransportError, UpstreamError, _FailedError) as error:
             failed = error if isinstance(error, _FailedError) else _failed(error)
             if not self._begun:
@@ -282,6 +272,25 @@ class _Passing:
             await self._cut(failed, streaming=streaming)
             return
         life.complete(reader.usage if well else _NOTHING_USED, size_bytes=self._size, now=shell.now())
+
+    async def _pass(self, reader: ResponseReader | None, patience: "_Patience", *, streaming: bool) -> None:
+        """Read piece after piece, and pass each on: the next one when the client has taken this one."""
+        held: list[bytes] = []
+        size, policy = 0, self._policy
+        chunks = self._response.aiter_raw()
+        while True:
+            patience.wait(policy.between if self._begun else policy.first_token)
+            chunk = await anext(chunks, b"")
+            patience.rest()  # from here on it is the client who is waited for
+            out = chunk if reader is None else self._read(reader, chunk)
+            held.append(out)
+            size += len(out)
+            told = streaming and reader is not None and (reader.tokens or reader.done)
+            if not chunk or size > policy.max_held or told:
+                await self._out(b"".join(held), more=bool(chunk))
+                held, size = [], 0
+            if not chunk:
+                return
 
     def _read(self, reader: ResponseReader, chunk: bytes) -> bytes:
         """Return what of a chunk may be passed on; an empty chunk is the end. Errors: `_FailedError` for an answer that is cut short."""
@@ -316,13 +325,58 @@ class _Passing:
         await self._send({"type": "http.response.body", "body": data, "more_body": False})
 
 
-async def _within(seconds: float | None, awaited: Awaitable[T]) -> T:
-    """Return what is awaited. Errors: `_FailedError` for what takes longer."""
-    try:
-        async with timeout(seconds):
-            return await awaited
-    except TimeoutError as error:
-        raise _FailedError("timeout", f"nothing for {seconds} s") from error
+class _Patience:
+    """How long may a server keep its client waiting? One timer a request, that looks now and then whether its time is up.
+
+    ``asyncio.timeout`` for each piece of an answer would cost as much as reading it. `wait` says from when on, `rest` that nobody waits.
+    Late by an eighth of the patience at most. Errors, at its end: `_FailedError` where it was up.
+    """
+
+    __slots__ = ("_due", "_loop", "_period", "_seconds", "_task", "_timer", "_up")
+
+    def __init__(self, *patience: float | None) -> None:
+        self._loop = get_running_loop()
+        told = [each for each in patience if each is not None]
+        self._period = min(told) / 8 if told else None
+        self._due = inf
+        self._seconds = 0.0
+        self._up = False
+        self._timer: TimerHandle | None = None
+        self._task = current_task()
+
+    def __enter__(self) -> "_Patience":
+        if self._period is not None:
+            self._timer = self._loop.call_later(self._period, self._look)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if not self._up:
+            return
+        assert self._task is not None  # it was cancelled
+        self._task.uncancel()
+        if kind is CancelledError:
+            raise _FailedError("timeout", f"nothing for {self._seconds:g} s") from error
+
+    def wait(self, seconds: float | None) -> None:
+        """Say that it is waited from now on, for so many seconds; None for as long as it takes."""
+        if seconds is not None:
+            self._seconds = seconds
+            self._due = self._loop.time() + seconds
+
+    def rest(self) -> None:
+        """Say that nobody waits for the server now."""
+        self._due = inf
+
+    def _look(self) -> None:
+        assert self._period is not None  # else it is never called
+        if self._loop.time() >= self._due:
+            self._up = True
+            assert self._task is not None  # an ASGI server runs each request in one
+            self._task.cancel()
+        else:
+            self._timer = self._loop.call_later(self._period, self._look)
 
 
 def _failed(error: Exception) -> _FailedError:

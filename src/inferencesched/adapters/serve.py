@@ -35,6 +35,7 @@ from starlette.applications import Starlette
 
 from inferencesched.adapters import yaml
 from inferencesched.adapters.asgi import Gateway, GatewayPolicy, app
+from inferencesched.adapters.pooling import StackTransport
 from inferencesched.adapters.redis import StreamReplicator
 from inferencesched.adapters.vllm.kv_events import KVEventSource, KVEventSubscriber
 from inferencesched.adapters.vllm.scrape import Scrape, ScrapePolicy, Scraper
@@ -227,7 +228,7 @@ def gateway_of(document: GatewayDocument, folder: str | Path = _BLANK) -> Starle
         max_bytes=document.patience.max_body,
     )
     shell = AsyncDirector(director, rng)
-    client = httpx.AsyncClient(timeout=None, limits=httpx.Limits(max_connections=None, max_keepalive_connections=256))
+    client = httpx.AsyncClient(transport=StackTransport(), timeout=None)
     resources: list[AbstractAsyncContextManager[Any]] = [client]
     if replica is not None and shared is not None:
         # what came of one command is told by the replicator; a client that tries again by itself would only hide it
