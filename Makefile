@@ -8,6 +8,7 @@ PYTEST_ARGS ?=
 WORKERS ?= auto
 DEMO_ARGS ?=
 BENCH_ARGS ?=
+E2E_ARGS ?=
 # What `make bench` runs after the timed functions in bench_*.py: whole programs that print their own tables.
 BENCH_SCRIPTS ?= $(wildcard benchmarks/replay*.py)
 
@@ -49,8 +50,8 @@ docs: $(DEV)  ## the documentation, in docs/_build/html; a warning is an error
 	$(BIN)/python -m sphinx -q -W --keep-going -d docs/_build/doctrees docs docs/_build/html
 	$(SAY) 'open docs/_build/html/index.html'
 
-e2e: $(DEV)  ## heavy tests with real parts
-	@$(BIN)/python -m pytest -m e2e tests $(PYTEST_ARGS) || { code=$$?; test $$code -eq 5 && echo 'no end-to-end tests exist yet: nothing was tested'; }
+e2e: $(DEV)  ## heavy tests with real parts: frameworks, vLLM servers, Redis; E2E_ARGS picks (see tools/e2e.py)
+	$(BIN)/python tools/e2e.py $(E2E_ARGS)
 
 clean:  ## remove all that these targets made, .venv included
 	rm -rf .venv build dist docs/_build docs/reference/modules .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
