@@ -1,6 +1,7 @@
 """A gateway from one YAML file."""
 
 import asyncio
+import shutil
 
 import httpx
 import msgspec
@@ -16,6 +17,7 @@ from inferencesched.lifecycle import RetryPolicy
 from inferencesched.signals import HEALTH
 from tests.director_parts import chat, director, fleet, rng, scheduler
 from tests.servers import ModelServer, serving
+from tests.test_redis import redis
 
 ONE = """
 pools:
@@ -147,3 +149,90 @@ def test_a_client_that_goes_is_not_its_server_s_fault():
     cycle = isched.CycleState(2.0, rng(), 0)
     columns = producer.produce(isched.InferenceRequest(request_id="r"), pool.snapshot(), cycle).columns
     assert columns[HEALTH].tolist() == [1.0, 1.0]
+
+
+PRECISE = """
+apiVersion: inferencesched/v1
+kind: Scheduler
+producers:
+- {type: precise-prefix-cache-producer, parameters: {tokenProcessorConfig: {blockSizeTokens: 16}}}
+profiles: {default: {scorers: [prefix-cache-scorer]}}
+"""
+MORE = """
+pools:
+- name: llama
+  models: [llama]
+  adapters: [english-bot]
+  endpoints:
+  - {name: vllm-0, address: "127.0.0.1:1"}
+"""
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ("tokenizer: {file: nowhere.json}\n", r"\$\.tokenizer\.file: got .*nowhere.json"),
+        ("tokenizer: {file: x, template: chatlm}\n", "tokenizer"),
+        ("replication: {origin: a, redis: 'http://127.0.0.1:1'}\n", "redis"),
+        ("replication: {redis: 'redis://127.0.0.1:1'}\n", "origin"),
+        ("replication: {origin: a, redis: 'redis://127.0.0.1:1', interval: 0.0}\n", "interval"),
+    ],
+)
+def test_mistakes_in_what_is_beside_the_pools_are_said(tmp_path, more, said):
+    path = written(tmp_path, MORE + more)
+    with pytest.raises(isched.InvalidInputError, match=said):
+        gateway_of(read_gateway(path), tmp_path)
+
+
+def test_kv_events_need_somebody_who_takes_them(tmp_path):
+    written(tmp_path, PRECISE, "precise.yaml")
+    spoken = MORE.replace('127.0.0.1:1"', '127.0.0.1:1", kv_events: {endpoint: "tcp://127.0.0.1:5557"}')
+    with pytest.raises(ConfigError, match=r"endpoints\[0\]\.kv_events: .*precise-prefix-cache-producer"):
+        gateway_of(read_gateway(written(tmp_path, spoken)), tmp_path)
+    taken = spoken.replace("  adapters:", "  config: precise.yaml\n  adapters:")
+    assert gateway_of(read_gateway(written(tmp_path, taken)), tmp_path) is not None
+    with pytest.raises(ConfigError, match="kv_events"):
+        read_gateway(written(tmp_path, taken.replace("tcp://127.0.0.1:5557", "127.0.0.1:5557")))
+
+
+@pytest.mark.anyio
+async def test_adapters_are_listed_and_served_with_their_own_name(tmp_path):
+    server = ModelServer()
+    async with serving(server) as address, httpx.AsyncClient() as client:
+        path = written(tmp_path, MORE.replace("127.0.0.1:1", address))
+        async with serving(gateway_of(read_gateway(path), tmp_path), lifespan="on") as gateway:
+            listed = (await client.get(f"http://{gateway}/v1/models")).json()["data"]
+            assert [each["id"] for each in listed] == ["english-bot", "llama"]
+            answer = await client.post(f"http://{gateway}/v1/chat/completions", content=chat(model="english-bot"))
+            assert answer.status_code == 200
+    assert server.seen[0][1]["model"] == "english-bot"
+
+
+@pytest.mark.anyio
+@pytest.mark.skipif(shutil.which("redis-server") is None, reason="no redis-server here")
+async def test_two_files_become_two_gateways_that_know_of_each_other(tmp_path):
+    servers = [ModelServer() for _ in range(3)]
+    async with redis() as store, serving(servers[0]) as a, serving(servers[1]) as b, serving(servers[2]) as c:
+        endpoints = "".join(f'\n  - {{name: ep-{i}, address: "{each}"}}' for i, each in enumerate((a, b, c)))
+        text = f"pools:\n- name: llama\n  endpoints:{endpoints}\nscrape: {{interval: 0.05}}\n"
+        files = [
+            written(tmp_path, f"{text}replication: {{origin: {name}, redis: 'redis://127.0.0.1:{store.port}/0', interval: 0.005}}\n", f"{name}.yaml")
+            for name in "xy"
+        ]  # fmt: skip
+        apps = [gateway_of(read_gateway(file), tmp_path) for file in files]
+        async with (
+            serving(apps[0], lifespan="on") as x,
+            serving(apps[1], lifespan="on") as y,
+            httpx.AsyncClient() as client,
+        ):
+            await asyncio.sleep(0.3)
+            for turn in range(6):  # a conversation that meets the one gateway and the other
+                said = chat("a long story of somebody " * 80)
+                answer = await client.post(f"http://{(x, y)[turn % 2]}/v1/chat/completions", content=said)
+                assert answer.status_code == 200
+                await asyncio.sleep(0.1)
+            await store.kill()
+            for turn in range(4):
+                answer = await client.post(f"http://{(x, y)[turn % 2]}/v1/chat/completions", content=said)
+                assert answer.status_code == 200  # alone, each of them
+    assert sorted(len(server.seen) for server in servers) == [0, 0, 10]

@@ -173,7 +173,7 @@ class PeerLoads:
 
     Fills the columns of what is in flight, one's own bookings and the peers', and of who was picked last, by whomever: so that several
     gateways go round in turn as one does. Hears of each decision, for the peers' indices.
-    Cost: 1 us while no peer has been heard, 5 us else.
+    Cost at 64 endpoints: 0.5 us while no peer has been heard, 4 us else.
     """
 
     __slots__ = ("_members", "_picked", "_picks", "_prefix", "_remote", "_replica", "_since", "_told", "name", "pool")
@@ -280,7 +280,8 @@ class Replica:
     most_chains: prompts that wait to be said; more, and the oldest go unsaid.
     most_blocks: of a prompt that are said.
 
-    Not safe from several threads but for the producers it makes. No transport, no clock. Errors: `InvalidInputError`.
+    Not safe from several threads but for the producers it makes. No transport, no clock. Cost with 64 busy endpoints: 43 us a `delta` of
+    0.6 KB, 11 us a `merge`, and 8 bytes a block of the prompts that went out since. Errors: `InvalidInputError`.
 
     >>> from inferencesched import InferencePool, InferenceRequest, Scheduler, default_profile
     >>> def gateway(name):

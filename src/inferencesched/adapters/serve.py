@@ -36,7 +36,7 @@ from starlette.applications import Starlette
 from inferencesched.adapters import yaml
 from inferencesched.adapters.asgi import Gateway, GatewayPolicy, app
 from inferencesched.adapters.pooling import StackTransport
-from inferencesched.adapters.redis import StreamReplicator
+from inferencesched.adapters.redis import State, StreamReplicator
 from inferencesched.adapters.vllm.kv_events import KVEventSource, KVEventSubscriber
 from inferencesched.adapters.vllm.scrape import Scrape, ScrapePolicy, Scraper
 from inferencesched.config.document import Document
@@ -234,10 +234,14 @@ def gateway_of(document: GatewayDocument, folder: str | Path = _BLANK) -> Starle
         # what came of one command is told by the replicator; a client that tries again by itself would only hide it
         redis = Redis.from_url(shared.redis, socket_connect_timeout=1.0, retry=Retry(NoBackoff(), 0))
         resources.append(redis)
-        told_of = partial(_LOG.warning, "replication is %s now %s")
         background.append(
             StreamReplicator(
-                replica, redis, clock=shell.now, stream=shared.stream, interval=shared.interval, on_state=told_of
+                replica,
+                redis,
+                clock=shell.now,
+                stream=shared.stream,
+                interval=shared.interval,
+                on_state=_told_of_replication,
             ).run
         )
     if document.scrape is not None:
@@ -262,6 +266,14 @@ def gateway_of(document: GatewayDocument, folder: str | Path = _BLANK) -> Starle
         resources=resources,
         patience=patience.drain,
     )
+
+
+def _told_of_replication(state: State, word: str) -> None:
+    """Say in the log whether the gateways hear each other."""
+    if state == "connected":
+        _LOG.info("replication: connected")
+    else:
+        _LOG.warning("replication: alone, decisions are local (%s)", word)
 
 
 def _models(document: GatewayDocument) -> ModelTable | None:
