@@ -1,0 +1,127 @@
+"""What does it cost that several gateways know of each other a little late?
+
+    python benchmarks/replay_replicas.py [--trace FILE] [--gateways 2 4] [--servers 8] [--speed 1.5] [--seeds 3]
+
+Replays a trace with its requests dealt to several gateways by lot. Each has a pool, an index and a scheduler of its own, and decides alone; what
+it did reaches the others after `delay` ms (beside the 20 ms between two deltas), by `Replica`. The floor is gateways that never hear of each
+other, the ceiling one gateway for all. Policy: prefix 3, requests in flight 2; nothing is scraped, so that the peers' word is all there is.
+"""
+
+import argparse
+from collections import deque
+from dataclasses import replace
+from math import inf
+from pathlib import Path
+
+import numpy as np
+
+import inferencesched as isched
+from inferencesched.replication import Replica
+from inferencesched.simulator import Cluster, Traffic, generate, read_trace
+from inferencesched.simulator.metrics import summarise
+from inferencesched.simulator.policies import Policy
+from inferencesched.simulator.simulation import Simulation
+
+TRACE = Path(__file__).resolve().parents[2] / "shared" / "traces" / "mooncake_conversation.jsonl"
+INTERVAL = 20.0
+SHOWN = ("ttft_mean", "ttft_p90", "e2e_mean", "hit_first", "goodput_requests")
+
+
+def build(fleet):
+    """The policy of each gateway; its index's seed is everybody's."""
+    config = fleet.config
+    scorers = (
+        isched.WeightedScorer(isched.PrefixCacheScorer(), 3.0),
+        isched.WeightedScorer(isched.ActiveRequestScorer(), 2.0),
+    )
+    prefix = isched.ApproximatePrefixProducer(block_size=config.block_size, capacity=config.kv_blocks, seed=7)
+    return isched.Scheduler(isched.SchedulingProfile(isched.MaxScorePicker(), scorers), producers=(prefix,))
+
+
+POLICY = Policy("prefix-and-load", "prefix 3, in flight 2", build)
+
+
+class Several(Simulation):
+    """One replay with several gateways that hear of each other after `delay` ms; infinite is never."""
+
+    def __init__(self, workload, cluster, gateways, delay):
+        super().__init__(workload, POLICY, cluster)
+        self.delay, self.flushed = delay, 0.0
+        self.air = deque()  # (due, who said it, bytes)
+        self.gateways = []
+        for i in range(gateways):
+            pool, base = isched.InferencePool(), build(self.fleet)
+            for name in self.pool.names:
+                pool.join(name)
+            replica = Replica(f"gateway-{i}", life=1)
+            peers = replica.watch("pool", pool, base.producers[0])
+            scheduler = isched.Scheduler(base.profiles, producers=(*base.producers, peers))
+            self.gateways.append((replica, pool, scheduler))
+        self.dealt = np.random.default_rng(cluster.seed).integers(gateways, size=len(workload)).tolist()
+
+    def send(self, request, place, now):
+        """Hear what is due, then decide at the gateway that this request was dealt to."""
+        if self.delay < inf and now - self.flushed >= INTERVAL:
+            self.flushed = now
+            for i, (replica, _, _) in enumerate(self.gateways):
+                delta = replica.delta(now=now / 1e3)
+                if delta is not None:
+                    self.air.append((now + self.delay, i, delta))
+        while self.air and self.air[0][0] <= now:
+            _, said, delta = self.air.popleft()
+            for i, (replica, _, _) in enumerate(self.gateways):
+                if i != said:
+                    replica.merge(delta, now=now / 1e3)
+        _, self.pool, self.scheduler = self.gateways[self.dealt[place]]
+        return super().send(request, place, now)
+
+
+def figures(workload, cluster, gateways, delay):
+    """The figures of one replay, and how uneven the servers' requests were."""
+    run = Several(workload, cluster, gateways, delay)
+    while run.decided < len(run.workload):
+        run.step()
+    run.finish()
+    found = dict(summarise(run.workload, run.fleet))
+    counts = np.bincount([each.slot for each in run.reservations], minlength=cluster.servers)
+    found["busiest"] = counts.max() / counts.mean()
+    return found
+
+
+def spread(workload, seed=0):
+    """The trace with its arrivals spread over its own ticks (Mooncake's are 3 s), in their order: else a hundred come in the same instant."""
+    times = np.unique(workload.arrival)
+    gaps = np.append(np.diff(times), np.diff(times).min(initial=1.0))
+    tick = np.searchsorted(times, workload.arrival)
+    late = np.random.default_rng(seed).random(len(workload)) * gaps[tick]
+    return replace(workload, arrival=workload.arrival[np.lexsort((late, tick))] + late[np.lexsort((late, tick))])
+
+
+def main():
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--trace", type=Path, default=TRACE)
+    parser.add_argument("--gateways", type=int, nargs="*", default=[2, 4])
+    parser.add_argument("--delays", type=float, nargs="*", default=[0.0, 100.0, 1000.0, 5000.0])
+    parser.add_argument("--servers", type=int, default=8)
+    parser.add_argument("--speed", type=float, default=1.5)
+    parser.add_argument("--seeds", type=int, default=3)
+    arguments = parser.parse_args()
+    workload = read_trace(arguments.trace) if arguments.trace.exists() else generate(Traffic(), seed=0)
+    workload = spread(workload)
+    cases = [(1, 0.0), *((n, delay) for n in arguments.gateways for delay in (*arguments.delays, inf))]
+    print(
+        f"{workload.name}: {len(workload):,} requests x{arguments.speed:g}, {arguments.servers} servers, mean of {arguments.seeds} seeds"
+    )
+    print(f"{'gateways':>8} {'delay, ms':>10} " + " ".join(f"{name:>12}" for name in (*SHOWN, "busiest")))
+    for gateways, delay in cases:
+        runs = [
+            figures(workload, Cluster(servers=arguments.servers, speedup=arguments.speed, seed=seed), gateways, delay)
+            for seed in range(arguments.seeds)
+        ]
+        means = [np.mean([run[name] for run in runs]) for name in (*SHOWN, "busiest")]
+        print(f"{gateways:8d} {delay:10g} " + " ".join(f"{mean:12.4g}" for mean in means), flush=True)
+
+
+if __name__ == "__main__":
+    main()
