@@ -13,7 +13,7 @@ import inferencesched as isched
 from inferencesched.errors import QuotaExceededError
 from inferencesched.governance import Identity, Quota, Quotas
 from inferencesched.prefix.producer import ApproximatePrefixProducer
-from inferencesched.replication import Replica, SharedQuotas
+from inferencesched.replication import Merged, Replica, SharedQuotas
 
 NAMES = ("ep-0", "ep-1", "ep-2")
 
@@ -96,7 +96,7 @@ def test_a_lost_delta_is_healed_by_the_next_but_for_its_prefixes():
     said = deltas_of("a")
     gateway = Gateway("c")
     merged = gateway.replica.merge(said[-1], now=5.0)
-    assert merged == isched.Merged("a", True, 1, 1, 0)
+    assert merged == Merged("a", True, 1, 1, 0)
     assert sum(gateway.loads().values()) == 3
     assert gateway.replica.quotas.used("q", [0]) == [10]
 
@@ -105,10 +105,10 @@ def test_one_s_own_and_what_was_merged_are_nothing_new():
     gateway = Gateway("a")
     gateway.ask(1)
     delta = gateway.replica.delta(now=1.0)
-    assert gateway.replica.merge(delta, now=1.0) == isched.Merged()
+    assert gateway.replica.merge(delta, now=1.0) == Merged()
     other = Gateway("b")
     assert other.replica.merge(delta, now=1.0).origin == "a"
-    assert other.replica.merge(delta, now=1.0) == isched.Merged()
+    assert other.replica.merge(delta, now=1.0) == Merged()
 
 
 def test_nothing_new_is_nothing_said_until_the_heart_beats():

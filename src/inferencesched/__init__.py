@@ -210,7 +210,7 @@ from inferencesched.producers.inflight import (
 )
 from inferencesched.producers.latency import Objectives, PredictedLatencyProducer, headrooms, objectives_of
 from inferencesched.producers.regression import OnlineLatencyPredictor, QuantileTracker, RecursiveLeastSquares
-from inferencesched.replication import Merged, PeerLoads, Replica, SharedQuotas
+from inferencesched.replication import Replica, SharedQuotas
 from inferencesched.request import InferenceRequest, MediaItem, Usage
 from inferencesched.reservation import Ledger, Reservation, Settlement
 from inferencesched.scheduler import Scheduler, default_profile
@@ -366,7 +366,6 @@ __all__ = [
     "LoraResidencyScorer",
     "MaxScorePicker",
     "MediaItem",
-    "Merged",
     "MultiClusterKvCacheUtilizationScorer",
     "MultiClusterPrefixCacheScorer",
     "MultiClusterQueueScorer",
@@ -384,7 +383,6 @@ __all__ = [
     "P2PSource",
     "PairScorer",
     "PartialScorer",
-    "PeerLoads",
     "PickError",
     "Picker",
     "PluginError",
