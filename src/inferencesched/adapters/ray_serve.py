@@ -72,7 +72,7 @@ class SchedulingRouter(RequestRouter):  # type: ignore[misc, unused-ignore]  # A
     async def choose_replicas(
         self,
         candidate_replicas: list[RunningReplica],
-        pending_request: PendingRequest | None = None,
+        pending_request: "PendingRequest | None" = None,
     ) -> list[list[RunningReplica]]:
         """Return ranks of one replica each, the best first; a full replica is not in them, unless all are full."""
         candidates = self.select_available_replicas(candidate_replicas) or list(candidate_replicas)
