@@ -418,16 +418,22 @@ async def test_who_served_is_who_is_accounted():
     await emptied(shell)
 
 
+async def sent(call, shell):
+    """Say a whole request, read where it goes, and return its life."""
+    await call.write(headers_of())
+    await call.write(body_of(json.dumps(CHAT).encode()))
+    assert destination(await call.read())
+    assert (await call.read()).request_body.response.body_mutation.streamed_response.end_of_stream
+    (life,) = shell.director.in_flight
+    return life
+
+
 @pytest.mark.parametrize(("status", "outcome"), [(404, "completed"), (503, "failed")])
 @in_one_loop
 async def test_what_a_server_answers_wrong_is_passed_on_and_has_its_word(status, outcome):
     picker, shell = fleet("10.0.0.1:80")
     async with talking(picker) as call:
-        await call.write(headers_of())
-        await call.write(body_of(json.dumps(CHAT).encode()))
-        await call.read()
-        await call.read()
-        (life,) = shell.director.in_flight
+        life = await sent(call, shell)
         await call.write(answer_of(status))
         await call.read()
         await call.write(body_of(b"no such thing", response=True))
@@ -441,11 +447,7 @@ async def test_what_a_server_answers_wrong_is_passed_on_and_has_its_word(status,
 async def test_an_answer_that_is_none_of_its_api_is_passed_on_and_ends_as_failed():
     picker, shell = fleet("10.0.0.1:80")
     async with talking(picker) as call:
-        await call.write(headers_of())
-        await call.write(body_of(json.dumps(CHAT).encode()))
-        await call.read()
-        await call.read()
-        (life,) = shell.director.in_flight
+        life = await sent(call, shell)
         await call.write(answer_of(kind="text/event-stream"))
         await call.read()
         await call.write(

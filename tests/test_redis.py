@@ -156,9 +156,11 @@ async def test_a_redis_that_hangs_is_a_partition_like_any_other():
         server.process.send_signal(signal.SIGSTOP)
         await until(lambda: all(each.state == "alone" for each in carriers))
         one.ask(0, at="ep-2")
+        assert two.loads()["ep-2"] == 0.0  # it cannot know
         server.process.send_signal(signal.SIGCONT)
         await until(lambda: two.loads()["ep-2"] == 1.0)
         await until(lambda: all(each.state == "connected" for each in carriers))
+        assert two.depths(0)["ep-2"] == 40.0
 
 
 async def test_a_stream_that_begins_anew_is_read_from_its_start():
@@ -170,6 +172,8 @@ async def test_a_stream_that_begins_anew_is_read_from_its_start():
             each._reading = False
         one.ask(0, at="ep-2")
         await until(lambda: two.loads()["ep-2"] == 1.0)
+        assert all(each._last < "99999999999999-0" for each in carriers)
+        assert all(each.state == "connected" for each in carriers)
 
 
 async def test_what_others_write_into_the_stream_is_counted_and_passed_over():

@@ -56,7 +56,7 @@ An error is raised before anything changes. Messages name the parameter, the val
 """
 
 from collections.abc import Mapping
-from math import ceil, isfinite
+from math import ceil, inf, isfinite
 from types import MappingProxyType
 from typing import Any, ClassVar, Final
 
@@ -463,6 +463,13 @@ def whole_number(parameter: str, value: object, low: int = 0) -> int:
     if isinstance(value, (int, np.integer)) and value >= low:
         return int(value)
     raise InvalidInputError(parameter, value, f"an integer of at least {low}")
+
+
+def duration(parameter: str, value: float) -> float:
+    """Return the value; `InvalidInputError` for anything but a finite number of seconds above 0."""
+    if 0 < value < inf:
+        return value
+    raise InvalidInputError(parameter, value, "a finite number of seconds above 0")
 
 
 def finite_time(now: float) -> float:

@@ -33,7 +33,7 @@ from inferencesched.endpoints import (
     Endpoints,
     Signal,
 )
-from inferencesched.errors import DeltaError, InvalidInputError, whole_number
+from inferencesched.errors import DeltaError, InvalidInputError, duration, whole_number
 from inferencesched.framework import CycleState, Produced, SchedulingResult
 from inferencesched.members import Membership
 from inferencesched.pool import InferencePool
@@ -314,8 +314,7 @@ class Replica:
             raise InvalidInputError("origin", origin, "a name that is not empty")
         whole_number("life", life)
         for name, value in (("silence", silence), ("heartbeat", heartbeat), ("refresh", refresh)):
-            if not 0 < value < inf:
-                raise InvalidInputError(name, value, "a finite number of seconds above 0")
+            duration(name, value)
         if heartbeat >= silence:
             raise InvalidInputError("heartbeat", heartbeat, f"less than silence ({silence})")
         whole_number("most_chains", most_chains, 1)

@@ -12,17 +12,16 @@ from ray.serve.config import RequestRouterConfig
 
 from inferencesched.adapters.ray_serve import SchedulingRouter
 from inferencesched.errors import ConfigError
+from tests.e2e.local_ray import cluster  # noqa: F401  a fixture
 
 pytestmark = pytest.mark.e2e
 
 
-@pytest.fixture(scope="module")
-def cluster():
-    """A local Ray, for all tests of this module."""
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+@pytest.fixture(scope="module", autouse=True)
+def serving(cluster):  # noqa: F811  the fixture
+    """Ray Serve ends before its Ray does."""
     yield
     serve.shutdown()
-    ray.shutdown()
 
 
 def deployed(name, replicas=2, **more):
@@ -64,7 +63,7 @@ def state(handle):
     return handle._router._asyncio_router._request_router if hasattr(handle._router, "_asyncio_router") else None
 
 
-def test_a_conversation_stays_and_others_spread(cluster):
+def test_a_conversation_stays_and_others_spread():
     handle = deployed("prefixes")
     went = {}
     for turn in range(3):
@@ -78,7 +77,7 @@ def test_a_conversation_stays_and_others_spread(cluster):
     ) == [3, 3]
 
 
-def test_the_busy_one_is_left_alone_and_all_is_given_back(cluster):
+def test_the_busy_one_is_left_alone_and_all_is_given_back():
     handle = deployed("busy")
     slow = [handle.remote({"prompt": f"{i} is slow", "pause": 0.5}) for i in range(6)]
     names = [answer.result() for answer in slow]
@@ -97,7 +96,7 @@ def test_the_busy_one_is_left_alone_and_all_is_given_back(cluster):
     router.balancer.pool.check()
 
 
-def test_replicas_come_and_go(cluster):
+def test_replicas_come_and_go():
     handle = deployed("scaled", replicas=1)
     assert handle.remote({"prompt": "hello"}).result()
     handle = deployed("scaled", replicas=3)

@@ -8,16 +8,9 @@ ray = pytest.importorskip("ray", reason="ray is not installed: `make e2e` instal
 router = pytest.importorskip("verl.workers.rollout.router", reason="verl is not installed: `make e2e` installs it")
 
 from inferencesched.adapters.verl import LoadBalancer
+from tests.e2e.local_ray import cluster  # noqa: F401  a fixture
 
-pytestmark = pytest.mark.e2e
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    """A local Ray, for all tests of this module."""
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("cluster")]
 
 
 def test_every_method_of_the_protocol_is_there_with_its_arguments():
@@ -31,7 +24,7 @@ def test_every_method_of_the_protocol_is_there_with_its_arguments():
         assert [each for each in named if each not in ours.parameters] == [], name
 
 
-def test_verls_factory_makes_it_of_a_file(cluster, tmp_path):
+def test_verls_factory_makes_it_of_a_file(tmp_path):
     file = tmp_path / "router.yaml"
     file.write_text("router_class: inferencesched.adapters.verl.LoadBalancer\nseed: 7\n")
     actor = router.get_router_handle({f"s{i}": f"handle {i}" for i in range(4)}, router_config_path=str(file))
@@ -49,7 +42,7 @@ def test_verls_factory_makes_it_of_a_file(cluster, tmp_path):
     assert ray.get(actor.get_total_inflight.remote()) == 0
 
 
-def test_it_spreads_what_is_in_flight_and_follows_the_servers(cluster):
+def test_it_spreads_what_is_in_flight_and_follows_the_servers():
     actor = ray.remote(LoadBalancer).remote({}, {})
     with pytest.raises(Exception, match="No available servers"):
         ray.get(actor.acquire_server.remote(request_id="r"))

@@ -8,7 +8,7 @@ Headers are held because a dying vLLM has answered 200 before: until the first p
 A chunk is read from the server when the one before has been taken by the client: a slow client slows its server, and no buffer grows.
 """
 
-from asyncio import CancelledError, Task, TimerHandle, create_task, current_task, get_running_loop, sleep
+from asyncio import CancelledError, Task, Timeout, create_task, current_task, get_running_loop, sleep, timeout
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, MutableMapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
@@ -17,13 +17,13 @@ from math import inf
 from typing import Any, Final, final
 
 import httpx
-import msgspec
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Mount, Route
 
 from inferencesched.director.aio import AsyncDirector
+from inferencesched.director.answers import refusal_body
 from inferencesched.director.decision import Decision
 from inferencesched.errors import BodyError, InvalidInputError, UpstreamError, whole_number
 from inferencesched.lifecycle.responses import ResponseReader
@@ -207,10 +207,9 @@ class Gateway:
         upstream = self._client.build_request("POST", url, content=decision.body, headers=_passed(headers, decision))
         async with AsyncExitStack() as stack:
             try:
-                with _Patience(self._policy.first_token) as patience:
-                    patience.wait(self._policy.first_token)
+                async with timeout(self._policy.first_token):
                     response = await self._client.send(upstream, stream=True)
-            except httpx.TransportError as error:
+            except (httpx.TransportError, TimeoutError) as error:
                 raise _failed(error) from error
             stack.push_async_callback(response.aclose)
             if response.status_code >= 500:
@@ -255,16 +254,13 @@ class _Passing:
     async def run(self) -> None:
         """Pass the answer on to its end. Errors: `_FailedError`, before the client has seen anything."""
         response, life, shell = self._response, self._life, self._shell
-        way = life.way
         well = response.status_code < 400  # else it is what its client did wrong, and passed on as it is
         streaming = well and response.headers.get("content-type", "").startswith("text/event-stream")
-        reader = ResponseReader(
-            way.body.kind, streaming=streaming, model=way.body.model, served_model=way.choice.target
-        )
+        reader = life.reader(streaming=streaming)
         try:
-            with _Patience(self._policy.first_token, self._policy.between) as patience:
+            async with timeout(None) as patience:  # one for all pieces: one for each would cost as much as reading it
                 await self._pass(reader if well else None, patience, streaming=streaming)
-        except (httpx.TransportError, UpstreamError, _FailedError) as error:
+        except (httpx.TransportError, TimeoutError, UpstreamError, _FailedError) as error:
             failed = error if isinstance(error, _FailedError) else _failed(error)
             if not self._begun:
                 raise failed from error
@@ -273,15 +269,16 @@ class _Passing:
             return
         life.complete(reader.usage if well else _NOTHING_USED, size_bytes=self._size, now=shell.now())
 
-    async def _pass(self, reader: ResponseReader | None, patience: "_Patience", *, streaming: bool) -> None:
+    async def _pass(self, reader: ResponseReader | None, patience: Timeout, *, streaming: bool) -> None:
         """Read piece after piece, and pass each on: the next one when the client has taken this one."""
         held: list[bytes] = []
         size, policy = 0, self._policy
-        chunks = self._response.aiter_raw()
+        chunks, now = self._response.aiter_raw(), get_running_loop().time
         while True:
-            patience.wait(policy.between if self._begun else policy.first_token)
+            seconds = policy.between if self._begun else policy.first_token
+            patience.reschedule(None if seconds is None else now() + seconds)
             chunk = await anext(chunks, b"")
-            patience.rest()  # from here on it is the client who is waited for
+            patience.reschedule(None)  # from here on it is the client who is waited for
             out = chunk if reader is None else self._read(reader, chunk)
             held.append(out)
             size += len(out)
@@ -321,69 +318,15 @@ class _Passing:
         """End an answer that has begun: with an error where it is a stream, by cutting it where it is not."""
         if not streaming:
             raise UpstreamError(f"request {self._decision.request_id!r}: {failed}")
-        data = b"data: " + _error("upstream_failed", str(failed)) + b"\n\n"
+        data = b"data: " + refusal_body("upstream_failed", str(failed)) + b"\n\n"
         await self._send({"type": "http.response.body", "body": data, "more_body": False})
 
 
-class _Patience:
-    """How long may a server keep its client waiting? One timer a request, that looks now and then whether its time is up.
-
-    ``asyncio.timeout`` for each piece of an answer would cost as much as reading it. `wait` says from when on, `rest` that nobody waits.
-    Late by an eighth of the patience at most. Errors, at its end: `_FailedError` where it was up.
-    """
-
-    __slots__ = ("_due", "_loop", "_period", "_seconds", "_task", "_timer", "_up")
-
-    def __init__(self, *patience: float | None) -> None:
-        self._loop = get_running_loop()
-        told = [each for each in patience if each is not None]
-        self._period = min(told) / 8 if told else None
-        self._due = inf
-        self._seconds = 0.0
-        self._up = False
-        self._timer: TimerHandle | None = None
-        self._task = current_task()
-
-    def __enter__(self) -> "_Patience":
-        if self._period is not None:
-            self._timer = self._loop.call_later(self._period, self._look)
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        if not self._up:
-            return
-        assert self._task is not None  # it was cancelled
-        self._task.uncancel()
-        if kind is CancelledError:
-            raise _FailedError("timeout", f"nothing for {self._seconds:g} s") from error
-
-    def wait(self, seconds: float | None) -> None:
-        """Say that it is waited from now on, for so many seconds; None for as long as it takes."""
-        if seconds is not None:
-            self._seconds = seconds
-            self._due = self._loop.time() + seconds
-
-    def rest(self) -> None:
-        """Say that nobody waits for the server now."""
-        self._due = inf
-
-    def _look(self) -> None:
-        assert self._period is not None  # else it is never called
-        if self._loop.time() >= self._due:
-            self._up = True
-            assert self._task is not None  # an ASGI server runs each request in one
-            self._task.cancel()
-        else:
-            self._timer = self._loop.call_later(self._period, self._look)
-
-
 def _failed(error: Exception) -> _FailedError:
-    """Return the word for what a transport raised."""
+    """Return the word for what a transport raised, or for the patience with it."""
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
         return _FailedError("connect", str(error) or "no connection")
-    if isinstance(error, httpx.TimeoutException):
+    if isinstance(error, httpx.TimeoutException | TimeoutError):
         return _FailedError("timeout", str(error) or "nothing came in time")
     return _FailedError("reset", str(error) or type(error).__name__)
 
@@ -407,12 +350,8 @@ async def _hang_up(receive: Receive, task: "Task[Any]") -> None:
     task.cancel("the client went")
 
 
-def _error(code: str, message: str) -> bytes:
-    return msgspec.json.encode({"error": {"message": message, "type": code, "code": code}})
-
-
 async def _answer(send: Send, status: int, headers: Mapping[str, str], code: str, message: str) -> None:
-    body = _error(code, message)
+    body = refusal_body(code, message)
     shown = [(name.encode(), value.encode("latin-1", "replace")) for name, value in headers.items() if value]
     shown += [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": status, "headers": shown})

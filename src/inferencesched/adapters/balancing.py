@@ -7,6 +7,7 @@ ask once and do not wait.
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, final
 
@@ -15,7 +16,7 @@ import numpy as np
 
 from inferencesched.config.forms import load
 from inferencesched.config.registry import Registry
-from inferencesched.errors import BodyError, InvalidInputError
+from inferencesched.errors import BodyError, InvalidInputError, duration
 from inferencesched.framework import SchedulingResult
 from inferencesched.pool import InferencePool
 from inferencesched.request import InferenceRequest
@@ -88,9 +89,7 @@ class Balancer:
         self._clock = clock
         self._rng = np.random.default_rng(seed)
         self._last = float("-inf")
-        if not 0 < patience < float("inf"):
-            raise InvalidInputError("patience", patience, "a finite number of seconds above 0")
-        self._patience = patience
+        self._patience = duration("patience", patience)
         self._held: dict[str, Reservation] = {}  # in the order of their times
         self.pool = InferencePool(reservation_ttl=ttl)
         self.scheduler: Scheduler = load(self._config, registry=registry).scheduler()
@@ -102,16 +101,20 @@ class Balancer:
             self._last = now = max(self._last, self._clock())
             return now
 
+    @property
+    def servers(self) -> dict[str, str]:
+        """Who is there, and at which address?"""
+        endpoints = self.pool.snapshot()
+        return {name: endpoints.address(i) for i, name in enumerate(endpoints.names)}
+
     def follow(self, servers: Mapping[str, str]) -> None:
         """Make the pool those servers, addresses by name: who is new joins, who is not named leaves, with what is in flight there.
 
         One whose address has changed is another server. Errors: `InvalidInputError` for an empty name.
         """
         with self.lock:
-            endpoints = self.pool.snapshot()
-            here = {name: endpoints.identity(i)[2] for i, name in enumerate(endpoints.names)}
-            for name, address in here.items():
-                if servers.get(name) != address and (name not in servers or (servers[name] or name) != address):
+            for name, address in self.servers.items():
+                if name not in servers or (servers[name] or name) != address:
                     self.pool.leave(name)
             names = self.pool.names
             for name, address in servers.items():
@@ -179,6 +182,53 @@ class Balancer:
         """Forget what the servers have cached: their weights were changed, or their caches emptied. What is in flight stays."""
         with self.lock:
             self.scheduler = load(self._config, registry=self._registry).scheduler()
+
+
+@final
+class InFlight:
+    """Which requests of a framework are where? Reservations by server and by the framework's own name, of which there may be several.
+
+    >>> balancer, requests = Balancer(seed=7), InFlight()
+    >>> balancer.follow({"ep-0": ""})
+    >>> requests.add("r-1", balancer.book(balancer.choose(InferenceRequest(request_id="r-1"))))
+    >>> requests.loads(), requests.pop("ep-0", "r-1").request_id, requests.pop("ep-0", "r-1")
+    ({'ep-0': 1}, 'r-1', None)
+    """
+
+    __slots__ = ("_there",)
+
+    def __init__(self) -> None:
+        self._there: dict[tuple[str, str], deque[Reservation]] = {}
+
+    def add(self, name: str, reservation: Reservation) -> None:
+        """Note that a request is where its reservation says."""
+        self._there.setdefault((reservation.endpoint, name), deque()).append(reservation)
+
+    def pop(self, server: str, name: str | None = None) -> Reservation | None:
+        """Return the oldest of that name on that server, or of any name, which is there no more; None where there is none."""
+        if name is None:
+            here = (key for key in self._there if key[0] == server)
+            key = min(here, key=lambda key: self._there[key][0].number, default=None)
+        else:
+            key = (server, name)
+        waiting = None if key is None else self._there.get(key)
+        if waiting is None or key is None:
+            return None
+        oldest = waiting.popleft()
+        if not waiting:
+            del self._there[key]
+        return oldest
+
+    def keep(self, servers: Collection[str]) -> None:
+        """Forget what is on any other server: the pool has settled it when that left."""
+        self._there = {key: waiting for key, waiting in self._there.items() if key[0] in servers}
+
+    def loads(self) -> dict[str, int]:
+        """How many are on each server? Those on none are not in it, nor those that the pool has given up meanwhile."""
+        found: dict[str, int] = {}
+        for (server, _), waiting in self._there.items():
+            found[server] = found.get(server, 0) + sum(each.settlement is None for each in waiting)
+        return found
 
 
 def request_of(

@@ -15,7 +15,6 @@ from collections.abc import AsyncIterable, AsyncIterator, Mapping
 from typing import Any, Final, final
 
 import grpc
-import msgspec
 import xxhash
 from envoy.config.core.v3.base_pb2 import HeaderValue, HeaderValueOption
 from envoy.extensions.filters.http.ext_proc.v3.processing_mode_pb2 import ProcessingMode
@@ -37,10 +36,12 @@ from google.protobuf.struct_pb2 import Struct
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from inferencesched.director.aio import AsyncDirector
+from inferencesched.director.answers import refusal_body
 from inferencesched.director.decision import Decision
 from inferencesched.errors import BodyError, UpstreamError, whole_number
 from inferencesched.lifecycle.responses import ResponseReader
 from inferencesched.request import Usage
+from inferencesched.routing.candidates import within
 from inferencesched.routing.headers import DESTINATION, DESTINATION_SERVED, SUBSET
 
 #: What the health service answers for.
@@ -169,22 +170,20 @@ class _Exchange:
     def _bodiless(self) -> ProcessingResponse:
         pools = list(self._shell.director.pools.values())
         endpoints = pools[0].pool.snapshot()
-        ready = [endpoints.identity(i)[2] for i in range(len(endpoints)) if self._allowed(endpoints.identity(i)[2])]
-        if not ready:
+        if self._subset is not None:
+            endpoints = endpoints.where(within(endpoints, self._subset))
+        if not len(endpoints):
             return self._refuse(503, {}, "no_endpoints", "no endpoint is ready")
-        address = ready[xxhash.xxh3_64_intdigest(self._headers.get("x-request-id", "").encode()) % len(ready)]
+        at = xxhash.xxh3_64_intdigest(self._headers.get("x-request-id", "").encode()) % len(endpoints)
+        address = endpoints.address(at)
         return _destined(address, _mutation({DESTINATION: address}))
-
-    def _allowed(self, address: str) -> bool:
-        return self._subset is None or address in self._subset or address.rpartition(":")[0] in self._subset
 
     def _refuse(self, status: int, headers: Mapping[str, str], word: str, message: str) -> ProcessingResponse:
         self.over = True
-        body = msgspec.json.encode({"error": {"type": word, "message": message, "code": status}})
         mutation = _mutation({**headers, "content-type": "application/json"})
         return ProcessingResponse(
             immediate_response=ImmediateResponse(
-                status=HttpStatus(code=status), headers=mutation, body=body, details=word
+                status=HttpStatus(code=status), headers=mutation, body=refusal_body(word, message), details=word
             )
         )
 
@@ -202,11 +201,8 @@ class _Exchange:
         if served and served != decision.address:
             self._moved(decision, served)
         if self._status < _CLIENT_ERROR:
-            way = decision.life.way
             streaming = headers.get("content-type", "").startswith("text/event-stream")
-            self._reader = ResponseReader(
-                way.body.kind, streaming=streaming, model=way.body.model, served_model=way.choice.target
-            )
+            self._reader = decision.life.reader(streaming=streaming)
 
     def _moved(self, decision: Decision, served: str) -> None:
         """Book it where Envoy says that it went: to a fallback."""
@@ -214,7 +210,7 @@ class _Exchange:
         assert life is not None  # asked by the caller
         endpoints = self._shell.director.pools[decision.pool].pool.snapshot()
         for i, name in enumerate(endpoints.names):
-            if endpoints.identity(i)[2] == served and life.reservation.settlement is None:
+            if endpoints.address(i) == served and life.reservation.settlement is None:
                 life.reservation.served_by(name, now=self._shell.now())
                 life.endpoint = name
 

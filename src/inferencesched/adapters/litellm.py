@@ -13,15 +13,13 @@ LiteLLM knows nothing of its servers' load: what is in flight from here is known
 a `Scraper` read `SchedulingCallback.balancer`'s pool, with `metrics_url`. Contract: LiteLLM 1.100, ``integrations/custom_logger.py``.
 """
 
-from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from litellm.integrations.custom_logger import CustomLogger
 
-from inferencesched.adapters.balancing import Balancer, request_of
+from inferencesched.adapters.balancing import Balancer, InFlight, request_of
 from inferencesched.errors import RequestRefusedError
-from inferencesched.reservation import Reservation
 
 #: Seconds after which a call that nobody has ended is gone: LiteLLM tells of no client that hangs up.
 TTL: Final = 900.0
@@ -55,7 +53,7 @@ class SchedulingCallback(CustomLogger):  # type: ignore[misc, unused-ignore]  # 
         super().__init__()
         self.balancer = Balancer(ttl=TTL) if balancer is None else balancer
         self.refused = 0
-        self._inflight: dict[tuple[str, str], deque[Reservation]] = {}
+        self._inflight = InFlight()
 
     def __len__(self) -> int:
         """How many calls are at a deployment?"""
@@ -64,8 +62,8 @@ class SchedulingCallback(CustomLogger):  # type: ignore[misc, unused-ignore]  # 
     def keep(self, ids: Iterable[str]) -> None:
         """Let those go that are not named: deployments that were taken off the router. One that is asked for again comes back."""
         kept = set(ids)
-        self.balancer.follow({name: address for name, address in self._here().items() if name in kept})
-        self._inflight = {key: waiting for key, waiting in self._inflight.items() if key[1] in kept}
+        self.balancer.follow({name: address for name, address in self.balancer.servers.items() if name in kept})
+        self._inflight.keep(kept)
 
     # -- what LiteLLM calls --------------------------------------------------------------------------
 
@@ -81,7 +79,7 @@ class SchedulingCallback(CustomLogger):  # type: ignore[misc, unused-ignore]  # 
         named = {_id(each): each for each in healthy_deployments}
         if len(named) < 2:
             return healthy_deployments
-        here = self._here()
+        here = self.balancer.servers
         wanted = {name: _base(each) or name for name, each in named.items()}
         if not wanted.items() <= here.items():
             self.balancer.follow({**here, **wanted})
@@ -107,7 +105,7 @@ class SchedulingCallback(CustomLogger):  # type: ignore[misc, unused-ignore]  # 
             except RequestRefusedError:  # a filter that would not have it: it goes all the same
                 self.refused += 1
                 return None
-            self._inflight.setdefault((_call_of(kwargs), name), deque()).append(reservation)
+            self._inflight.add(_call_of(kwargs), reservation)
         return None
 
     async def async_post_call_success_deployment_hook(
@@ -141,10 +139,6 @@ class SchedulingCallback(CustomLogger):  # type: ignore[misc, unused-ignore]  # 
 
     # -- inside --------------------------------------------------------------------------------------
 
-    def _here(self) -> dict[str, str]:
-        endpoints = self.balancer.pool.snapshot()
-        return {name: endpoints.identity(i)[2] for i, name in enumerate(endpoints.names)}
-
     def _request(self, model: str, messages: Sequence[Any] | None, kwargs: Mapping[str, Any]) -> Any:
         prompt = kwargs.get("prompt", kwargs.get("input"))
         most = kwargs.get("max_completion_tokens", kwargs.get("max_tokens"))
@@ -157,13 +151,9 @@ class SchedulingCallback(CustomLogger):  # type: ignore[misc, unused-ignore]  # 
         )
 
     def _end(self, kwargs: Mapping[str, object], failure: str = "") -> None:
-        key = _call_of(kwargs), _deployment_of(kwargs)
-        waiting = self._inflight.get(key)
-        if waiting is None:
-            return  # given back already, or never booked here
-        self.balancer.end(waiting.popleft(), failure=failure)
-        if not waiting:
-            del self._inflight[key]
+        reservation = self._inflight.pop(_deployment_of(kwargs), _call_of(kwargs))
+        if reservation is not None:  # else given back already, or never booked here
+            self.balancer.end(reservation, failure=failure)
 
 
 def _id(deployment: Mapping[str, Any]) -> str:

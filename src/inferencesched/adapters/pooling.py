@@ -13,10 +13,22 @@ from typing import Final, final
 import httpcore
 import httpx
 
-from inferencesched.errors import InvalidInputError, whole_number
+from inferencesched.errors import duration, whole_number
 
 #: So many requests between two looks at all that is idle.
 _SWEEP: Final = 512
+#: What httpcore raises, and what httpx calls it.
+_ERRORS: Final[dict[type[Exception], type[httpx.TransportError]]] = {
+    httpcore.ConnectTimeout: httpx.ConnectTimeout,
+    httpcore.ReadTimeout: httpx.ReadTimeout,
+    httpcore.WriteTimeout: httpx.WriteTimeout,
+    httpcore.ConnectError: httpx.ConnectError,
+    httpcore.ReadError: httpx.ReadError,
+    httpcore.WriteError: httpx.WriteError,
+    httpcore.LocalProtocolError: httpx.LocalProtocolError,
+    httpcore.RemoteProtocolError: httpx.RemoteProtocolError,
+    httpcore.UnsupportedProtocol: httpx.UnsupportedProtocol,
+}
 
 
 @final
@@ -34,9 +46,7 @@ class StackTransport(httpx.AsyncBaseTransport):
 
     def __init__(self, *, keep: int = 64, idle: float = 4.0) -> None:
         self._keep = whole_number("keep", keep)
-        if not 0 < idle < float("inf"):
-            raise InvalidInputError("idle", idle, "a finite number of seconds above 0")
-        self._idle = idle
+        self._idle = duration("idle", idle)
         self._stacks: dict[tuple[bytes, bytes, int], deque[httpcore.AsyncHTTPConnection]] = {}
         self._asked = 0
         self._open = 0
@@ -155,14 +165,8 @@ class _Stream(httpx.AsyncByteStream):
 
 @contextmanager
 def _translated() -> Iterator[None]:
-    """Raise httpx's errors for httpcore's: the same names."""
+    """Raise httpx's errors for httpcore's."""
     try:
         yield
-    except (
-        httpcore.TimeoutException,
-        httpcore.NetworkError,
-        httpcore.ProtocolError,
-        httpcore.UnsupportedProtocol,
-    ) as error:
-        theirs: type[httpx.TransportError] = getattr(httpx, type(error).__name__, httpx.TransportError)
-        raise theirs(str(error)) from error
+    except tuple(_ERRORS) as error:
+        raise _ERRORS[type(error)](str(error)) from error

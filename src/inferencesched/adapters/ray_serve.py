@@ -23,7 +23,7 @@ from typing import Any, Final
 
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
-from inferencesched.adapters.balancing import Balancer, request_of
+from inferencesched.adapters.balancing import Balancer, InFlight, request_of
 from inferencesched.endpoints import (
     KV_BLOCK_SIZE,
     KV_BLOCKS,
@@ -33,7 +33,6 @@ from inferencesched.endpoints import (
     Signal,
 )
 from inferencesched.errors import ConfigError, RequestRefusedError
-from inferencesched.reservation import Reservation
 
 #: What ``record_routing_stats`` of a deployment may return: a name -> the signal it is.
 STATS: Final[Mapping[str, Signal]] = {
@@ -66,7 +65,7 @@ class SchedulingRouter(RequestRouter):  # type: ignore[misc, unused-ignore]  # A
                 raise ConfigError(f"$.request_router_kwargs.{key}", value, f"one of {', '.join(KEYS)}")
         self.balancer = Balancer(kwargs.get("scheduler"), seed=kwargs.get("seed", 0), ttl=kwargs.get("ttl", TTL))
         self._fallbacks = int(kwargs.get("fallbacks", 2))
-        self._routed: dict[tuple[str, str], Reservation] = {}
+        self._routed = InFlight()
         self._told: dict[str, Mapping[str, Any]] = {}
 
     async def choose_replicas(
@@ -107,14 +106,14 @@ class SchedulingRouter(RequestRouter):  # type: ignore[misc, unused-ignore]  # A
                 held = self.balancer.book(self.balancer.choose(self._request(pending_request), among=(name,)))
             except RequestRefusedError:
                 return  # a filter that would not have it: it went all the same
-        before = self._routed.pop((name, internal), None)
-        if before is not None:
+        before = self._routed.pop(name, internal)
+        if before is not None:  # routed there again: it was refused the first time
             self.balancer.end(before, failure="cancelled")
-        self._routed[name, internal] = held
+        self._routed.add(internal, held)
 
     def on_request_completed(self, replica_id: ReplicaID, internal_request_id: str) -> None:
         """Give a request back."""
-        reservation = self._routed.pop((replica_id.unique_id, internal_request_id), None)
+        reservation = self._routed.pop(replica_id.unique_id, internal_request_id)
         if reservation is not None:
             self.balancer.end(reservation)
 
@@ -133,7 +132,7 @@ class SchedulingRouter(RequestRouter):  # type: ignore[misc, unused-ignore]  # A
     def _keep(self, names: Any) -> None:
         kept = dict.fromkeys(names, "")
         self.balancer.follow(kept)
-        self._routed = {key: each for key, each in self._routed.items() if key[0] in kept}
+        self._routed.keep(kept)
         self._told = {name: each for name, each in self._told.items() if name in kept}
 
     def _observe(self, replicas: Sequence[RunningReplica]) -> None:

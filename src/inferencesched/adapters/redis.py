@@ -14,13 +14,12 @@ stream still holds, and so knows where the prompts of the last minutes went.
 
 from asyncio import TaskGroup, sleep, timeout
 from collections.abc import Callable
-from math import inf
 from typing import Any, Final, Literal, final
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
-from inferencesched.errors import DeltaError, InvalidInputError, whole_number
+from inferencesched.errors import DeltaError, InvalidInputError, duration, whole_number
 from inferencesched.replication import Merged, Replica
 
 State = Literal["starting", "connected", "alone"]
@@ -80,8 +79,7 @@ class StreamReplicator:
         on_state: Callable[[State, str], object] | None = None,
     ) -> None:
         for name, value in (("interval", interval), ("patience", patience), ("longest", longest)):
-            if not 0 < value < inf:
-                raise InvalidInputError(name, value, "a finite number of seconds above 0")
+            duration(name, value)
         if not stream:
             raise InvalidInputError("stream", stream, "a name that is not empty")
         self.replica = replica

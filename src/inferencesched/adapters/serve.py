@@ -18,7 +18,7 @@ Every word is checked before a socket is opened; an unknown one is an error with
 
 import logging
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from functools import partial
@@ -47,7 +47,7 @@ from inferencesched.director.director import Director
 from inferencesched.director.stages import ServingPool
 from inferencesched.errors import ConfigError
 from inferencesched.filters.health import HealthFilter
-from inferencesched.framework import DataProducer
+from inferencesched.framework import DataProducer, SchedulingProfile
 from inferencesched.lifecycle.retry import RetryPolicy
 from inferencesched.observability.sink import MetricsSink
 from inferencesched.pool import InferencePool
@@ -349,10 +349,12 @@ def _listening(said: ServedPool, i: int, made: ServingPool) -> list[Callable[[],
     return found
 
 
-def _with(scheduler: Scheduler, producer: DataProducer[Any]) -> Scheduler:
-    """Return the scheduler with one more producer."""
+def _with(
+    scheduler: Scheduler, producer: DataProducer[Any], profiles: Mapping[str, SchedulingProfile] | None = None
+) -> Scheduler:
+    """Return the scheduler with one more producer, and with other profiles where they are given."""
     return Scheduler(
-        scheduler.profiles,
+        scheduler.profiles if profiles is None else profiles,
         handler=scheduler.handler,
         producers=(*scheduler.producers, producer),
         stale=scheduler.stale,
@@ -372,14 +374,7 @@ def _watching(scheduler: Scheduler, health: Health) -> Scheduler:
         name: replace(profile, filters=(HealthFilter(), *profile.filters))
         for name, profile in scheduler.profiles.items()
     }
-    return Scheduler(
-        profiles,
-        handler=scheduler.handler,
-        producers=(*scheduler.producers, OutlierProducer(policy)),
-        stale=scheduler.stale,
-        assigner=scheduler.assigner,
-        computing=scheduler.computing,
-    )
+    return _with(scheduler, OutlierProducer(policy), profiles)
 
 
 class _Observing:

@@ -11,13 +11,11 @@ verl makes a Ray actor of it, so calls come one at a time, and each is one remot
 Contract: verl 0.9, ``verl/workers/rollout/router.py``. verl itself is not imported.
 """
 
-from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from inferencesched.adapters.balancing import Balancer, request_of
+from inferencesched.adapters.balancing import Balancer, InFlight, request_of
 from inferencesched.errors import ConfigError, NoEndpointsError
-from inferencesched.reservation import Reservation
 
 #: What the router's file may say; ``router_class`` is verl's own.
 KEYS = ("router_class", "scheduler", "seed", "ttl")
@@ -51,7 +49,7 @@ class LoadBalancer:
                 raise ConfigError(f"$.{key}", value, f"one of {', '.join(KEYS)}")
         self._servers = dict(servers)
         self._balancer = Balancer(said.get("scheduler"), seed=said.get("seed", 0), ttl=said.get("ttl", float("inf")))
-        self._inflight: dict[tuple[str, str], deque[Reservation]] = {}
+        self._inflight = InFlight()
         self._follow()
 
     def acquire_server(self, request_id: str, prompt_ids: Sequence[int] | None = None, **extra: Any) -> tuple[str, Any]:
@@ -64,19 +62,14 @@ class LoadBalancer:
         except NoEndpointsError as error:
             raise RuntimeError(f"No available servers in load balancer: {error}") from error
         reservation = self._balancer.book(result)
-        name = reservation.endpoint
-        self._inflight.setdefault((name, request_id), deque()).append(reservation)
-        return name, self._servers[name]
+        self._inflight.add(request_id, reservation)
+        return reservation.endpoint, self._servers[reservation.endpoint]
 
     def release_server(self, server_id: str, request_id: str | None = None) -> None:
         """End a sample on a server; without its id, the one that has been there longest. One that is not there is no error."""
-        key = self._oldest(server_id) if request_id is None else (server_id, request_id)
-        waiting = self._inflight.get(key) if key is not None else None
-        if waiting is None or key is None:
-            return
-        self._balancer.end(waiting.popleft())
-        if not waiting:
-            del self._inflight[key]
+        reservation = self._inflight.pop(server_id, request_id)
+        if reservation is not None:
+            self._balancer.end(reservation)
 
     def require_acquire_fields(self) -> list[str]:
         """Which arguments of ``generate`` should come with a sample? Its token ids."""
@@ -126,16 +119,7 @@ class LoadBalancer:
 
     def _follow(self) -> None:
         self._balancer.follow(dict.fromkeys(self._servers, ""))
-        gone = [key for key in self._inflight if key[0] not in self._servers]
-        for key in gone:
-            del self._inflight[key]
+        self._inflight.keep(self._servers)
 
     def _loads(self) -> dict[str, int]:
-        loads = dict.fromkeys(self._servers, 0)
-        for (name, _), waiting in self._inflight.items():
-            loads[name] += sum(reservation.settlement is None for reservation in waiting)
-        return loads
-
-    def _oldest(self, server_id: str) -> tuple[str, str] | None:
-        mine = [key for key in self._inflight if key[0] == server_id]
-        return min(mine, key=lambda key: self._inflight[key][0].number, default=None)
+        return {**dict.fromkeys(self._servers, 0), **self._inflight.loads()}

@@ -2,6 +2,8 @@
 
 from typing import Final
 
+import msgspec
+
 from inferencesched.director.decision import FORWARDED, Decision, Mirrored
 from inferencesched.director.life import RequestLife
 from inferencesched.director.way import Way
@@ -47,6 +49,15 @@ def forwarded(way: Way, life: RequestLife, result: SchedulingResult, mirrors: tu
         life=life,
         trail=tuple(way.trail),
     )
+
+
+def refusal_body(word: str, message: str) -> bytes:
+    """Return what a refusal's body says, in the shape of OpenAI's API.
+
+    >>> refusal_body("unrouted", "no such model")
+    b'{"error":{"message":"no such model","type":"unrouted","code":"unrouted"}}'
+    """
+    return msgspec.json.encode({"error": {"message": message, "type": word, "code": word}})
 
 
 def refused(way: Way, error: RequestRefusedError) -> Decision:

@@ -16,6 +16,7 @@ from typing import Final, Protocol, final
 from inferencesched.director.way import Lane, Way
 from inferencesched.errors import CODES, ReservationError, whole_number
 from inferencesched.flowcontrol.outcomes import QueueOutcome
+from inferencesched.lifecycle.responses import ResponseReader
 from inferencesched.observability.events import Ended, Event, FirstToken, OutputTokens
 from inferencesched.request import Usage
 from inferencesched.reservation import Reservation
@@ -92,6 +93,11 @@ class RequestLife:
     def open(self) -> bool:
         """Is it still on its way?"""
         return not self.outcome
+
+    def reader(self, *, streaming: bool) -> ResponseReader:
+        """Return what reads its server's answer, and gives the model's name back as the client said it."""
+        way = self._way
+        return ResponseReader(way.body.kind, streaming=streaming, model=way.body.model, served_model=way.choice.target)
 
     # -- what comes ----------------------------------------------------------------------------------
 

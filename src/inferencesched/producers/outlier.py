@@ -20,7 +20,7 @@ from typing import NamedTuple, final
 import numpy as np
 
 from inferencesched.endpoints import INFLIGHT_REQUESTS, Endpoints, Signal
-from inferencesched.errors import InvalidInputError, whole_number
+from inferencesched.errors import InvalidInputError, duration, whole_number
 from inferencesched.framework import CycleState, Produced, Reads
 from inferencesched.members import Membership
 from inferencesched.request import InferenceRequest
@@ -88,8 +88,7 @@ class OutlierPolicy:
             ("base_ejection_time", self.base_ejection_time),
             ("max_ejection_time", self.max_ejection_time),
         ):
-            if not (isfinite(seconds) and seconds > 0):
-                raise InvalidInputError(name, seconds, "a finite number of seconds above 0")
+            duration(name, seconds)
         if not (isfinite(self.stdev_factor) and self.stdev_factor >= 0):
             raise InvalidInputError("stdev_factor", self.stdev_factor, "a finite number of at least 0")
         if self.failure_share is not None and not 0 < self.failure_share <= 1:

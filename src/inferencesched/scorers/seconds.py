@@ -20,7 +20,7 @@ from inferencesched.endpoints import (
     Endpoints,
     Signal,
 )
-from inferencesched.errors import InvalidInputError
+from inferencesched.errors import InvalidInputError, duration
 from inferencesched.framework import CycleState, Reads
 from inferencesched.normalize import inverse, inverse_minmax, known
 from inferencesched.placement import capacities
@@ -59,8 +59,7 @@ class LoadSecondsScorer:
     kv_barrier: float = 0.0
 
     def __post_init__(self) -> None:
-        if not (isfinite(self.horizon) and self.horizon > 0):
-            raise InvalidInputError("horizon", self.horizon, "a finite number of seconds above 0")
+        duration("horizon", self.horizon)
         for name, seconds in (
             ("seconds_per_context_token", self.seconds_per_context_token),
             ("kv_barrier", self.kv_barrier),

@@ -7,13 +7,12 @@ hundred of them are not asked in the same millisecond; what was known of it grow
 from asyncio import Task, TaskGroup, sleep, timeout
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import inf
 from typing import Final, NamedTuple, final
 
 import httpx
 import numpy as np
 
-from inferencesched.errors import InvalidInputError, MetricsPageError, UnknownNameError, whole_number
+from inferencesched.errors import InvalidInputError, MetricsPageError, UnknownNameError, duration, whole_number
 from inferencesched.observability.engines import EngineReading, MetricsExtractor
 from inferencesched.observability.pages import MAX_BYTES
 from inferencesched.pool import InferencePool
@@ -43,8 +42,7 @@ class ScrapePolicy:
 
     def __post_init__(self) -> None:
         for name in ("interval", "timeout", "longest"):
-            if not 0 < getattr(self, name) < inf:
-                raise InvalidInputError(name, getattr(self, name), "a finite number of seconds above 0")
+            duration(name, getattr(self, name))
         if not 0 <= self.jitter < 1:
             raise InvalidInputError("jitter", self.jitter, "a share from 0 to below 1")
         whole_number("max_bytes", self.max_bytes, 1)
@@ -185,7 +183,7 @@ class Scraper:
         endpoints = self._pool.snapshot()
         for position, known in enumerate(endpoints.names):
             if known == name:
-                return endpoints.identity(position)[2]
+                return endpoints.address(position)
         raise UnknownNameError("name", name, endpoints.names)
 
 
