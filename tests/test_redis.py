@@ -176,6 +176,30 @@ async def test_a_stream_that_begins_anew_is_read_from_its_start():
         assert all(each.state == "connected" for each in carriers)
 
 
+async def test_it_ends_when_it_is_cancelled_though_the_client_forgets_that():
+    class Forgetful:
+        """What `asyncio.wait_for` does before Python 3.12, inside redis-py, when an answer comes in the same turn."""
+
+        async def xinfo_stream(self, stream):
+            return {"last-generated-id": b"0-0"}
+
+        async def xadd(self, *_, **__):
+            pass
+
+        async def xread(self, *_, **__):
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(3600)
+            return []
+
+    loop = asyncio.get_running_loop()
+    carrier = StreamReplicator(Gateway("a").replica, Forgetful(), clock=loop.time, patience=3600.0)
+    task = asyncio.create_task(carrier.run())
+    await asyncio.sleep(0.05)
+    task.cancel()
+    done, _ = await asyncio.wait([task], timeout=5.0)
+    assert done == {task} and task.cancelled()
+
+
 async def test_what_others_write_into_the_stream_is_counted_and_passed_over():
     one, two = Gateway("one"), Gateway("two")
     async with redis() as server, shared(server, one, two) as carriers:

@@ -12,7 +12,7 @@ and what was said meanwhile is kept, within bounds; when it is back, the next de
 stream still holds, and so knows where the prompts of the last minutes went.
 """
 
-from asyncio import TaskGroup, sleep, timeout
+from asyncio import TaskGroup, get_running_loop, sleep, timeout
 from collections.abc import Callable
 from typing import Any, Final, Literal, final
 
@@ -57,6 +57,7 @@ class StreamReplicator:
         "_on_state",
         "_patience",
         "_reading",
+        "_running",
         "_stream",
         "_unsent",
         "_writing",
@@ -95,6 +96,7 @@ class StreamReplicator:
         self._on_state = on_state
         self._last = _START
         self._unsent: bytes | None = None
+        self._running = False
         self._reading: bool | None = None
         self._writing: bool | None = None
 
@@ -107,16 +109,23 @@ class StreamReplicator:
 
     async def run(self) -> None:
         """Say and hear, until cancelled. What Redis does wrong is in `state`; nothing else is swallowed."""
+        self._running = True
         async with TaskGroup() as group:
             group.create_task(self._each(self._publish, "_writing"), name="say deltas")
             group.create_task(self._each(self._follow, "_reading"), name="hear deltas")
+            try:
+                await get_running_loop().create_future()  # until cancelled, or until one of the two raises
+            finally:
+                # Being cancelled may be lost on the way: redis-py sends with `asyncio.wait_for`, which before Python 3.12
+                # forgets it when the answer comes in the same turn of the loop.
+                self._running = False
 
     # -- inside --------------------------------------------------------------------------------------
 
     async def _each(self, step: Callable[[], Any], way: str) -> None:
         """Go one step after another; wait longer and longer while Redis cannot be reached."""
         pause = self._interval
-        while True:
+        while self._running:
             try:
                 await step()
             except (RedisError, OSError) as error:  # TimeoutError is an OSError
