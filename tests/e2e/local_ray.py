@@ -1,7 +1,8 @@
 """A local Ray for the end-to-end tests that need one."""
 
 import pytest
-import ray
+
+ray = pytest.importorskip("ray", reason="ray is not installed: `make e2e` installs it")
 
 
 @pytest.fixture(scope="module")
