@@ -31,6 +31,7 @@ PARTS = {
             "datasets",
             "transformers",
             "peft",
+            "orjson",
         ],
         ["--no-deps", "verl==0.9.1"],
     ],
