@@ -38,7 +38,7 @@ LAYERS = (
     ),
     ("admitters.*",),
     ("_folding", "_running"),
-    ("_fusion", "_dependencies"),
+    ("_fusion", "_dependencies", "zoo.*"),
     (
         "filters.*",
         "scorers.*",
@@ -120,6 +120,7 @@ ALLOWED = (
     ("simulator.simulation", "time", "measures what a decision costs; never decides by it"),
     ("simulator.workload", "pathlib", "reads traces"),
     ("testing.*", "*", "tests are programs"),
+    ("zoo.*", "threading", "one lock: what is counted has one writer, and no reader meanwhile"),
 )
 
 #: numpy.random's names that hold no global state. `default_rng` only with a seed: without one it asks the machine.

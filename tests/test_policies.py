@@ -22,6 +22,8 @@ from inferencesched.simulator import (
 from inferencesched.simulator.policies import CEILING, FLOOR
 
 SERVERS = 4
+#: Who is meant to leave servers free.
+FILLS_UP = ("always-busiest", "polyserve")
 TRAFFIC = generate(Traffic(requests=60, rate=30.0, system_tokens=600, user_tokens=300, output_tokens=40), seed=5)
 
 
@@ -69,7 +71,8 @@ def test_every_policy_builds_a_scheduler_of_its_own_and_serves_everybody(name):
     assert all(one is not other for one, other in zip(first.producers, second.producers, strict=True))
     replay = simulate(TRAFFIC, policy(name), Cluster(servers=SERVERS))
     assert replay.policy == name and replay.figures["completed"] == len(TRAFFIC)
-    assert set(replay.server.tolist()) == set(range(SERVERS))
+    if name not in FILLS_UP:
+        assert set(replay.server.tolist()) == set(range(SERVERS))
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -77,7 +80,6 @@ def test_only_a_policy_that_reads_scraped_signals_is_given_them(name):
     *_, (simulation, _, _) = decided(name)
     known = simulation.pool.snapshot().age(1e9) < np.inf
     assert known.all() if policy(name).scrapes else not known.any()
-    assert policy(name).scrapes == (name == "gie-default")
 
 
 # --- what each does ----------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """How do the heavy tests get their real parts? `make e2e`: environments of their own, then the tests, then the table.
 
-    python tools/e2e.py [--only frameworks overhead fleet] [--rows ROW ...]
+    python tools/e2e.py [--only frameworks replays overhead fleet] [--rows ROW ...]
 
 In build/e2e: an environment with LiteLLM, Ray Serve and verl (PyTorch's CPU build with it), one with vLLM's CPU build, one with aiperf; some
 gigabytes each, made once. Then `tests/e2e`, `benchmarks/replay_gateway.py`, and `tests.e2e.fleet` before three real servers, which needs what
@@ -43,10 +43,10 @@ PARTS = {
 def main() -> None:
     """Make what is missing, and run what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--only", nargs="*", choices=("frameworks", "overhead", "fleet"))
+    parser.add_argument("--only", nargs="*", choices=("frameworks", "replays", "overhead", "fleet"))
     parser.add_argument("--rows", nargs="*", default=[])
     arguments = parser.parse_args()
-    wanted = arguments.only or ["frameworks", "overhead", "fleet"]
+    wanted = arguments.only or ["frameworks", "replays", "overhead", "fleet"]
     failed = []
     if "frameworks" in wanted:
         python = made("frameworks")
@@ -69,6 +69,10 @@ def main() -> None:
                 test,
             ]
             failed += [f"test_{name}"] if run(command, environment) else []
+    if "replays" in wanted:
+        tests = [ROOT / "tests" / name for name in ("test_replays.py", "test_kv_replays.py")]
+        command = [sys.executable, "-m", "pytest", "-q", "-n", "auto", "-m", "e2e", *tests]
+        failed += ["replays"] if run(command) else []
     if "overhead" in wanted:
         failed += ["overhead"] if run([sys.executable, ROOT / "benchmarks" / "replay_gateway.py"]) else []
     if "fleet" in wanted:

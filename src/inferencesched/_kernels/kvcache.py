@@ -17,6 +17,7 @@ from inferencesched._kernels.serving_state import (
     FULL,
     HELD,
     ID,
+    LOGGED,
     LRU_HEAD,
     LRU_TAIL,
     OWN_BLOCK,
@@ -105,7 +106,9 @@ def _take_node(servers: IntArray, nodes: Int32Array, s: int) -> int:
 
 
 @kernel
-def _take_block(servers: IntArray, nodes: Int32Array, table: Int32Array, tally: IntArray, s: int) -> None:
+def _take_block(
+    servers: IntArray, nodes: Int32Array, table: Int32Array, tally: IntArray, log: IntArray, s: int
+) -> None:
     """Use up a free block, or else the least recently used cached one. The caller knows that there is one."""
     if servers[s, FREE] > 0:
         servers[s, FREE] -= 1
@@ -116,6 +119,11 @@ def _take_block(servers: IntArray, nodes: Int32Array, table: Int32Array, tally: 
     nodes[s, node, FOLLOWING] = servers[s, SPARE]
     servers[s, SPARE] = node
     tally[EVICTED] += 1
+    if log.shape[0] > 0:
+        log[tally[LOGGED], 0] = s
+        log[tally[LOGGED], 1] = -1
+        log[tally[LOGGED], 2] = nodes[s, node, ID]
+        tally[LOGGED] += 1
 
 
 @kernel
@@ -165,9 +173,12 @@ def shortfall(
 @kernel
 def extend(
     requests: IntArray, servers: IntArray, nodes: Int32Array, table: Int32Array, blocks: IntArray, tally: IntArray,
-    s: int, i: int, length: int, size: int
+    log: IntArray, s: int, i: int, length: int, size: int
 ) -> None:  # fmt: skip
-    """Let request i hold blocks for `length` tokens; it has them for COMPUTED. Full ones can be found at once."""
+    """Let request i hold blocks for `length` tokens; it has them for COMPUTED. Full ones can be found at once.
+
+    The log, if there is one, has an entry for each evicted block, and then one for as much of the prompt as is there.
+    """
     held = int(requests[i, HELD])
     filled = int(requests[i, COMPUTED]) // size
     if filled < held and length >= held * size:  # its anonymous last block gets full
@@ -180,16 +191,23 @@ def extend(
             _name(servers, nodes, table, s, ident)
     for j in range(held, (length + size - 1) // size):
         if (j + 1) * size > length:
-            _take_block(servers, nodes, table, tally, s)
+            _take_block(servers, nodes, table, tally, log, s)
             continue
         ident = block_ident(requests, blocks, i, j)
         node = find_block(table, s, ident)
         if node >= 0:
             hold(servers, nodes, s, node)
         else:
-            _take_block(servers, nodes, table, tally, s)
+            _take_block(servers, nodes, table, tally, log, s)
             _name(servers, nodes, table, s, ident)
     requests[i, HELD] = (length + size - 1) // size
+    if log.shape[0] > 0:
+        upto = min(length // size, requests[i, FULL])
+        if upto > filled:
+            log[tally[LOGGED], 0] = s
+            log[tally[LOGGED], 1] = i
+            log[tally[LOGGED], 2] = upto
+            tally[LOGGED] += 1
 
 
 @kernel

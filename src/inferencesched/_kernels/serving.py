@@ -26,9 +26,11 @@ from inferencesched._kernels.serving_state import (
     HELD,
     INPUT,
     LAST_TOKEN,
+    LOGGED,
     MAX_SEQUENCES,
     MAX_TOKENS,
     NEXT,
+    ORDERED,
     OUTPUT,
     PASSES,
     POLYNOMIAL,
@@ -81,6 +83,7 @@ def _begin(state: State, now: float, s: int) -> None:
     """Schedule one pass of server s at `now`, and say when it ends."""
     requests, servers, clocks, queue, nodes = state.requests, state.servers, state.clocks, state.queue, state.nodes
     table, blocks, tally, config, timing = state.table, state.blocks, state.tally, state.config, state.timing
+    log, before = state.log, state.tally[LOGGED]
     size, budget = int(config[BLOCK_SIZE]), int(config[MAX_TOKENS])
     prefills, ends, starts, tokens, context, decodes = 0, 0, 0, 0, 0, 0
     pairs = 0.0
@@ -112,7 +115,7 @@ def _begin(state: State, now: float, s: int) -> None:
             gone = victim == i
         if gone:
             break
-        extend(requests, servers, nodes, table, blocks, tally, s, i, computed + chunk, size)
+        extend(requests, servers, nodes, table, blocks, tally, log, s, i, computed + chunk, size)
         requests[i, CHUNK] = chunk
         budget -= chunk
         tokens += chunk
@@ -152,7 +155,7 @@ def _begin(state: State, now: float, s: int) -> None:
         chunk = min(known - cached, budget)
         requests[i, COMPUTED] = cached
         requests[i, HELD] = hits
-        extend(requests, servers, nodes, table, blocks, tally, s, i, cached + chunk, size)
+        extend(requests, servers, nodes, table, blocks, tally, log, s, i, cached + chunk, size)
         requests[i, CHUNK] = chunk
         requests[i, PREFILLING] = 1
         queue[s, servers[s, RUNNING]] = i
@@ -167,6 +170,8 @@ def _begin(state: State, now: float, s: int) -> None:
         config, timing, nodes.shape[1] * size, prefills, ends, starts, tokens, pairs, context, decodes
     )
     tally[PASSES] += 1
+    if log.shape[0] > 0:
+        state.logged[before : tally[LOGGED]] = now
 
 
 @kernel
@@ -231,7 +236,7 @@ def _decode_on(state: State, s: int, limit: float) -> None:
     """
     requests, times, servers, clocks, queue = state.requests, state.times, state.servers, state.clocks, state.queue
     nodes, table, blocks, gaps, tally = state.nodes, state.table, state.blocks, state.gaps, state.tally
-    config, timing = state.config, state.timing
+    config, timing, log = state.config, state.timing, state.log
     now, running, size = clocks[s, READY], servers[s, RUNNING], int(config[BLOCK_SIZE])
     if servers[s, WAITING] > 0 or running > config[MAX_TOKENS]:
         return
@@ -251,7 +256,9 @@ def _decode_on(state: State, s: int, limit: float) -> None:
             passes = min(passes, requests[i, OUTPUT] - requests[i, GENERATED] - 1, max(1, room - 1))
         if passes == 0 or begun > servers[s, FREE] + servers[s, EVICTABLE]:
             break  # somebody's last token, or a preemption
-        made = 0
+        if log.shape[0] > 0 and tally[LOGGED] + 2 * running > log.shape[0]:
+            break  # what was said has to be heard first
+        made, before, began = 0, tally[LOGGED], now
         while made < passes:
             end = now + step_time(config, timing, capacity, 0, 0, 0, running, 0.0, context, running)
             if not now < limit or end > limit:
@@ -269,9 +276,11 @@ def _decode_on(state: State, s: int, limit: float) -> None:
                 i = queue[s, r]
                 computed = int(requests[i, COMPUTED])
                 if requests[i, HELD] * size - computed <= 1:
-                    extend(requests, servers, nodes, table, blocks, tally, s, i, computed + 1, size)
+                    extend(requests, servers, nodes, table, blocks, tally, log, s, i, computed + 1, size)
                 requests[i, GENERATED] += made
                 requests[i, COMPUTED] += made
+            if log.shape[0] > 0:
+                state.logged[before : tally[LOGGED]] = began
     if now > clocks[s, READY]:
         clocks[s, READY] = now
         for r in range(running):
@@ -279,11 +288,22 @@ def _decode_on(state: State, s: int, limit: float) -> None:
 
 
 @kernel
-def advance(state: State, until: float, samples: FloatArray, signals: FloatArray) -> None:
-    """Run every server up to `until`: passes that start before it, and what ends by then.
+def _deaf(state: State) -> bool:
+    """Has the log no room for what one more pass may say?"""
+    room = state.log.shape[0]
+    if room == 0:
+        return False
+    most = state.config[MAX_TOKENS] // state.config[BLOCK_SIZE] + 3 * state.queue.shape[1] + 1
+    return bool(state.tally[LOGGED] + most > room)
+
+
+@kernel
+def advance(state: State, until: float, samples: FloatArray, signals: FloatArray) -> bool:
+    """Run every server up to `until`: passes that start before it, and what ends by then; return whether that was all.
 
     A pass never starts at `until` itself, so that all that arrives then is waiting when it does. samples float64[S]: when
-    each server's signals are read on the way (NaN: not); signals float64[3, S]: waiting, running, share of blocks held.
+    each server's signals are read on the way (NaN: not; those that were are NaN afterwards); signals float64[3, S]: waiting,
+    running, share of blocks held. It stops where the log is full: called again, it goes on to the same end.
     """
     servers, clocks, blocks = state.servers, state.clocks, state.nodes.shape[1]
     for s in range(servers.shape[0]):
@@ -297,7 +317,11 @@ def advance(state: State, until: float, samples: FloatArray, signals: FloatArray
                         break
                     _end(state, s)
                 elif clocks[s, READY] < limit:
+                    if _deaf(state):
+                        return False
                     _decode_on(state, s, limit)
+                    if _deaf(state):
+                        return False
                     if not clocks[s, READY] < limit:
                         break
                     _begin(state, clocks[s, READY], s)
@@ -306,9 +330,11 @@ def advance(state: State, until: float, samples: FloatArray, signals: FloatArray
             if not sampling:
                 break
             sampling = False
+            samples[s] = np.nan
             signals[0, s] = servers[s, WAITING]
             signals[1, s] = servers[s, RUNNING]
             signals[2, s] = 1.0 - (servers[s, FREE] + servers[s, EVICTABLE]) / blocks
+    return True
 
 
 @kernel
@@ -316,13 +342,15 @@ def advance_to_event(state: State, until: float) -> float:
     """Run every server up to the first event, or to `until` where there is none before; return up to when.
 
     All events of that time are there, and no pass starts at it: what is sent then is waiting when one does. `advance` goes on
-    from here, to the same end as without the stop.
+    from here, to the same end as without the stop. Where the log is full it stops, too: at the pass that has to wait for that.
     """
     servers, clocks, before = state.servers, state.clocks, state.tally[EVENTS]
     while True:
         first = np.inf
         for s in range(servers.shape[0]):
             if clocks[s, END] == np.inf and clocks[s, READY] < until:
+                if _deaf(state):
+                    return float(clocks[s, READY])
                 _begin(state, clocks[s, READY], s)
             first = min(first, clocks[s, END])
         if first > until:
@@ -350,16 +378,29 @@ def overlaps(state: State, i: int, out: IntArray) -> None:
 
 @kernel
 def enqueue(state: State, i: int, s: int, now: float) -> None:
-    """Put request i at the end of server s's line; an idle server may start a pass at `now`."""
+    """Put request i into server s's line, at its end or where its order says; an idle server may start a pass at `now`.
+
+    Who was thrown out stands at the head whatever its order is, and nobody is put before it who comes later by that order.
+    """
     requests, servers, clocks = state.requests, state.servers, state.clocks
     requests[i, SERVER] = s
     requests[i, NEXT] = -1
     last = int(servers[s, WAIT_TAIL])
-    if last >= 0:
-        requests[last, NEXT] = i
+    if last >= 0 and state.config[ORDERED] and state.order[i] < state.order[last]:
+        before, after = -1, int(servers[s, WAIT_HEAD])
+        while state.order[after] <= state.order[i]:
+            before, after = after, int(requests[after, NEXT])
+        requests[i, NEXT] = after
+        if before >= 0:
+            requests[before, NEXT] = i
+        else:
+            servers[s, WAIT_HEAD] = i
     else:
-        servers[s, WAIT_HEAD] = i
-    servers[s, WAIT_TAIL] = i
+        if last >= 0:
+            requests[last, NEXT] = i
+        else:
+            servers[s, WAIT_HEAD] = i
+        servers[s, WAIT_TAIL] = i
     servers[s, WAITING] += 1
     if clocks[s, END] == np.inf and clocks[s, READY] == np.inf:
         clocks[s, READY] = now

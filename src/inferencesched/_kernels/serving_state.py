@@ -25,9 +25,12 @@ class State(NamedTuple):
     events: FloatArray  # float64[2, 2 N]: time and request
     kinds: Int8Array  # int8[2 N]: of those events
     gaps: FloatArray  # float64[2, G]: gaps between tokens: length, how many
-    tally: IntArray  # int64[4]: entries in events and gaps, passes made, blocks evicted
-    config: IntArray  # int64[5]
+    tally: IntArray  # int64[5]: entries in events and gaps, passes made, blocks evicted, entries in the log
+    config: IntArray  # int64[6]
     timing: FloatArray  # float64[7]: coefficients of the step time
+    log: IntArray  # int64[L, 3]: what servers say of their prompts' blocks: server, request or -1, blocks or id; L may be 0
+    logged: FloatArray  # float64[L]: when
+    order: FloatArray  # float64[N]: who waits further ahead: least first, ties in order of arrival; only where asked
 
 
 # columns of `requests`
@@ -42,9 +45,9 @@ END, READY = range(2)
 # columns of `nodes`
 ID, REFERENCES, PREVIOUS, FOLLOWING = range(4)
 # places of `tally`
-EVENTS, GAPS, PASSES, EVICTED = range(4)
+EVENTS, GAPS, PASSES, EVICTED, LOGGED = range(5)
 # places of `config`
-BLOCK_SIZE, MAX_SEQUENCES, MAX_TOKENS, CACHING, TIMING = range(5)
+BLOCK_SIZE, MAX_SEQUENCES, MAX_TOKENS, CACHING, TIMING, ORDERED = range(6)
 # kinds of events
 TOKEN_EVENT, FINISH_EVENT = range(2)
 # step-time models

@@ -152,6 +152,21 @@ class PrecisePrefixProducer:
                 self._note_tiers(slot, batch)
             self._applier.take(slot, step)
 
+    def stored(self, slot: int, generation: int, hashes: HashArray) -> None:
+        """Which blocks does this engine hold, by our own hashes? ``uint64[B]``, the chain from its first block.
+
+        For who learns of an engine's blocks otherwise than by its events; one endpoint is told of by one of the two ways.
+        """
+        with self._lock:
+            if not self._stays.over(int(slot), int(generation)):
+                self.index.insert(self._claim(slot, generation), hashes)
+
+    def evicted(self, slot: int, generation: int, hashes: HashArray) -> None:
+        """Which blocks does this engine hold no more, by our own hashes? ``uint64[B]``; those that it did not hold are passed over."""
+        with self._lock:
+            if not self._stays.over(int(slot), int(generation)):
+                self.index.remove(self._claim(slot, generation), hashes)
+
     def produce(self, request: InferenceRequest, endpoints: Endpoints, cycle: CycleState) -> Produced[PrefixReceipt]:
         """Return the columns and what `commit` needs."""
         hashes = self.hashes(request)

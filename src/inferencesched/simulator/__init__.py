@@ -4,7 +4,7 @@ from inferencesched.simulator.admission import QueuedSimulation
 from inferencesched.simulator.compare import Run, compare
 from inferencesched.simulator.engine import TIMINGS, ClosedForm, DynamoMocker, EngineConfig, StepTime, timing
 from inferencesched.simulator.generator import Traffic, generate
-from inferencesched.simulator.policies import POLICIES, Policy, policy
+from inferencesched.simulator.policies import POLICIES, Policy, kv_router, policy
 from inferencesched.simulator.queueing import FLOWS, FlowControl, Queueing, configured_flow, flow
 from inferencesched.simulator.replay import Replay, simulate
 from inferencesched.simulator.server import Events, Fleet, Rollout
@@ -41,6 +41,7 @@ __all__ = [
     "configured_flow",
     "flow",
     "generate",
+    "kv_router",
     "policy",
     "read_azure",
     "read_mooncake",

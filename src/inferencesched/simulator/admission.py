@@ -18,7 +18,7 @@ from inferencesched.flowcontrol.outcomes import QueueOutcome
 from inferencesched.request import InferenceRequest, Usage
 from inferencesched.simulator.policies import Policy
 from inferencesched.simulator.queueing import FlowControl
-from inferencesched.simulator.server import FINISHED, Events
+from inferencesched.simulator.server import FINISHED
 from inferencesched.simulator.simulation import Cluster, Course
 from inferencesched.simulator.tenancy import ANYBODY
 from inferencesched.simulator.workload import Workload
@@ -111,6 +111,8 @@ class QueuedSimulation(Course):
         """Let time pass, while somebody waits, from one thing that may let somebody go to the next."""
         while self._held and self._clock < until:
             wake = self._wake()
+            if self._unheard:  # who is not heard of yet has ended all the same
+                wake = min(wake, self._unheard[0][0])
             at = self.fleet.advance_to_event(min(until, wake, self._next_tick()))
             if (
                 until == inf
@@ -129,7 +131,7 @@ class QueuedSimulation(Course):
 
     def _look(self, now: float) -> None:
         ticks = self._ticks(now)
-        self._deliver(self.fleet.advance(now, ticks))
+        self._hear(now, ticks)
         self._clock = now
         if self._observe(ticks):
             self.controller.observe(self.pool.snapshot(), now / 1e3)
@@ -155,21 +157,20 @@ class QueuedSimulation(Course):
 
     # -- what is said ------------------------------------------------------------------------------
 
-    def _deliver(self, events: Events) -> None:
-        """Tell the reservations and the controller what the servers did."""
-        super()._deliver(events)
-        for time, kind, place in zip(events.time.tolist(), events.kind.tolist(), events.request.tolist(), strict=True):
-            if kind != FINISHED:
-                continue
-            self._served -= 1
-            self._quiet_since = time
-            ticket = self._tickets[place]
-            assert ticket is not None
-            if ticket.outcome is QueueOutcome.DISPATCHED:
-                usage = Usage(self._inputs[place], self._outputs[place], int(self.fleet.cached_tokens[place]))
-                self.controller.completed(ticket, usage, now=time / 1e3)
-                self.outcomes[place] = ticket.outcome
-                self._flying -= 1
+    def _answered(self, now: float, kind: int, place: int) -> None:
+        """Tell a reservation and the controller what a server did."""
+        super()._answered(now, kind, place)
+        if kind != FINISHED:
+            return
+        self._served -= 1
+        self._quiet_since = now
+        ticket = self._tickets[place]
+        assert ticket is not None
+        if ticket.outcome is QueueOutcome.DISPATCHED:
+            usage = Usage(self._inputs[place], self._outputs[place], int(self.fleet.cached_tokens[place]))
+            self.controller.completed(ticket, usage, now=now / 1e3)
+            self.outcomes[place] = ticket.outcome
+            self._flying -= 1
 
     def _act(self, events: list[Event], now: float) -> None:
         """Do what the controller says."""

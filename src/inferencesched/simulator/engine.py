@@ -24,7 +24,8 @@ class EngineConfig:
     """How much does one server hold and do at once?
 
     ``kv_blocks`` of ``block_size`` tokens; up to ``max_sequences`` requests run together, and one pass takes
-    up to ``max_tokens`` new tokens (chunked prefill). Defaults are those of Dynamo's mocker.
+    up to ``max_tokens`` new tokens (chunked prefill). Defaults are those of Dynamo's mocker. ``ordered`` has its line stand in the
+    order that the gateway asks for (vLLM's priority scheduling), not in that of arrival.
     """
 
     kv_blocks: int = 16_384
@@ -32,6 +33,7 @@ class EngineConfig:
     max_sequences: int = 256
     max_tokens: int = 8_192
     prefix_caching: bool = True
+    ordered: bool = False
 
     def __post_init__(self) -> None:
         for name in ("kv_blocks", "block_size", "max_sequences", "max_tokens"):
@@ -245,6 +247,6 @@ def step_ms(
 
 
 def settings(config: EngineConfig, kind: int) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
-    """Return the kernel's config, ``int64[5]``."""
-    values = (config.block_size, config.max_sequences, config.max_tokens, config.prefix_caching, kind)
+    """Return the kernel's config, ``int64[6]``."""
+    values = (config.block_size, config.max_sequences, config.max_tokens, config.prefix_caching, kind, config.ordered)
     return np.array(values, dtype=np.int64)

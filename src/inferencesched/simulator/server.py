@@ -18,6 +18,8 @@ from inferencesched.simulator.engine import EngineConfig, StepTime, settings
 
 FIRST_TOKEN: Final = columns.TOKEN_EVENT
 FINISHED: Final = columns.FINISH_EVENT
+#: How much servers may say of their blocks between two looks at the log.
+_LOG: Final = 65_536
 
 
 class Events(NamedTuple):
@@ -42,8 +44,21 @@ class Rollout(NamedTuple):
     delay: FloatArray
 
 
-def _state(count: int, config: EngineConfig, requests: IntArray, blocks: IntArray, timing: StepTime) -> columns.State:
-    """Return `count` empty servers, and requests that nobody has been sent."""
+class BlockNews(NamedTuple):
+    """What did the servers say of their prompts' blocks? By server, in order of time; generated tokens are left out.
+
+    ``time`` float64[M] ms, when the pass began; ``news`` int64[M, 3]: the server; the request of which so many leading blocks are there
+    now, or -1; that number of blocks, or the id of a block that was evicted.
+    """
+
+    time: FloatArray
+    news: IntArray
+
+
+def _state(
+    count: int, config: EngineConfig, requests: IntArray, blocks: IntArray, timing: StepTime, log: int = 0
+) -> columns.State:
+    """Return `count` empty servers, and requests that nobody has been sent; a log of so many entries."""
     total = len(requests)
     servers = np.zeros((count, 10), dtype=np.int64)
     for column in (columns.WAIT_HEAD, columns.WAIT_TAIL, columns.LRU_HEAD, columns.LRU_TAIL, columns.SPARE):
@@ -63,9 +78,12 @@ def _state(count: int, config: EngineConfig, requests: IntArray, blocks: IntArra
         kinds=np.empty(2 * total, dtype=np.int8),
         # a gap a token at most; memory never touched costs nothing
         gaps=np.empty((2, int(np.maximum(requests[:, columns.OUTPUT], 1).sum()))),
-        tally=np.zeros(4, dtype=np.int64),
+        tally=np.zeros(5, dtype=np.int64),
         config=settings(config, kind),
         timing=coefficients,
+        log=np.empty((log, 3), dtype=np.int64),
+        logged=np.empty(log),
+        order=np.zeros(total),
     )
 
 
@@ -78,6 +96,7 @@ class Fleet:
     servers: how many, all alike (`config`, `timing`).
     input_tokens, output_tokens: int64[N], the whole trace.
     blocks, offsets: ``blocks[offsets[i]:offsets[i + 1]]`` are request i's block ids, at least 0 and below 2^31.
+    news: whether the servers tell of their blocks (`block_news`).
 
     Results, by place in the trace: ``first_token`` and ``finish`` float64[N] ms (NaN: not yet), ``server`` int64[N] (-1:
     not sent). Cost: about 10 ns a running request and pass; 2,000 passes a second of simulated time are a busy fleet.
@@ -105,6 +124,8 @@ class Fleet:
         output_tokens: IntArray,
         blocks: IntArray,
         offsets: IntArray,
+        *,
+        news: bool = False,
     ) -> None:
         self.config = config
         self.servers = whole_number("servers", servers, low=1)
@@ -128,8 +149,12 @@ class Fleet:
         requests[:, columns.OWN_BLOCK] = first_own + np.cumsum(own) - own
         if first_own + int(own.sum()) >= 2**31:
             raise InvalidInputError("blocks", first_own + int(own.sum()), "block ids below 2**31")
-        self._timing = timing
-        self._live = _state(servers, config, requests, np.ascontiguousarray(blocks, dtype=np.int64), timing)
+        self.timing = timing
+        # what one pass may say, and then some: the kernel stops where it is full
+        most = config.max_tokens // size + 3 * min(config.max_sequences, max(1, total)) + 1
+        log = most + _LOG if news else 0
+        self._live = _state(servers, config, requests, np.ascontiguousarray(blocks, dtype=np.int64), timing, log)
+        self._news: list[BlockNews] = []
         self._trial: columns.State | None = None
         self._members: IntArray = np.zeros(total, dtype=np.int64)
         self._never: FloatArray = np.full(servers, np.nan)
@@ -155,7 +180,10 @@ class Fleet:
             raise InvalidInputError("until", until, "ms, or inf for the end of all work")
         if samples is not None and (samples.shape != (self.servers,) or samples.dtype != np.float64):
             raise InvalidInputError("samples", f"{samples.dtype}{list(samples.shape)}", f"float64[{self.servers}]")
-        serving.advance(live, until, self._never if samples is None else samples, self.signals)
+        asked = self._never if samples is None else samples.copy()
+        while not serving.advance(live, until, asked, self.signals):
+            self._hear()
+        self._hear()
         count = int(live.tally[columns.EVENTS])
         live.tally[columns.EVENTS] = 0
         time, request, kind = live.events[0, :count], live.events[1, :count], live.kinds[:count]
@@ -163,6 +191,18 @@ class Fleet:
             order = np.argsort(time, kind="stable")
             return Events(time[order], kind[order], request[order].astype(np.int64))
         return Events(time.copy(), kind.copy(), request.astype(np.int64))
+
+    def _hear(self) -> None:
+        """Take what the servers said out of the log."""
+        count = int(self._live.tally[columns.LOGGED])
+        if count:
+            self._news.append(BlockNews(self._live.logged[:count].copy(), self._live.log[:count].copy()))
+            self._live.tally[columns.LOGGED] = 0
+
+    def block_news(self) -> list[BlockNews]:
+        """What did the servers say of their blocks since this was last asked? Nothing, unless the fleet was made with `news`."""
+        news, self._news = self._news, []
+        return news
 
     def advance_to_event(self, until: float) -> float:
         """Let every server run until something happens first, or up to `until`; return up to when, ms.
@@ -174,8 +214,10 @@ class Fleet:
             raise InvalidInputError("until", until, "ms, or inf for the end of all work")
         return float(serving.advance_to_event(self._live, until))
 
-    def enqueue(self, place: int, server: int, now: float) -> None:
+    def enqueue(self, place: int, server: int, now: float, order: float = 0.0) -> None:
         """Send the request at this place of the trace to a server, at `now` ms.
+
+        `order` says where it stands in the line of an engine that is ``ordered``: least first, ties as they come.
 
         Errors: `InvalidInputError` for a server that is not there, a request that is not there or was sent before, or
         a time that is not finite.
@@ -187,6 +229,7 @@ class Fleet:
         serving.overlaps(live, place, self._overlap)
         self.regret_blocks += int(self._overlap.max() - self._overlap[server])
         self._foreseen[server] = False
+        live.order[place] = order
         serving.enqueue(live, place, server, now)
 
     def rollout(self, place: int, now: float) -> Rollout:
@@ -198,7 +241,8 @@ class Fleet:
         self._to_send(place, now)
         if self._trial is None:
             live = self._live
-            self._trial = _state(1, self.config, live.requests.copy(), live.blocks, self._timing)
+            trial = _state(1, self.config, live.requests.copy(), live.blocks, self.timing)
+            self._trial = trial._replace(order=live.order)
         outcome = Rollout(*(np.empty(self.servers) for _ in Rollout._fields))
         for server in range(self.servers):
             if not self._foreseen[server]:

@@ -4,6 +4,7 @@ The scheduler, the pool and the reservations are the ones a gateway uses. The si
 servers, and says how stale scraped signals are.
 """
 
+from collections import deque
 from dataclasses import dataclass, field
 from math import inf, isfinite
 from time import perf_counter_ns
@@ -14,12 +15,14 @@ from inferencesched._typing import FloatArray
 from inferencesched.endpoints import KV_BLOCK_SIZE, KV_BLOCKS, KV_CACHE_USAGE, RUNNING_REQUESTS, WAITING_QUEUE_SIZE
 from inferencesched.errors import InvalidInputError, whole_number
 from inferencesched.pool import InferencePool
+from inferencesched.prefix.precise import PrecisePrefixProducer
 from inferencesched.request import InferenceRequest, Usage
 from inferencesched.reservation import Reservation
 from inferencesched.scheduler import Scheduler
 from inferencesched.simulator.engine import EngineConfig, StepTime, timing
+from inferencesched.simulator.news import Newsroom
 from inferencesched.simulator.policies import Policy
-from inferencesched.simulator.server import FIRST_TOKEN, Events, Fleet
+from inferencesched.simulator.server import FIRST_TOKEN, Fleet
 from inferencesched.simulator.workload import Workload
 
 
@@ -28,7 +31,9 @@ class Cluster:
     """Which servers, how fast, and how well is the gateway informed?
 
     ``scrape_ms`` is how often each server's signals are read, at a phase of its own (50 ms as llm-d does; 0 is always
-    fresh). What the gateway books itself is never stale. ``seed`` draws phases and the policy's chances.
+    fresh). ``answer_ms`` is how late the gateway hears of a first token and of an end; ``news_ms`` how late of blocks that a
+    server stored or evicted (its KV events), of which a share of ``news_lost`` never arrives. What the gateway books itself is never
+    stale. ``seed`` draws phases, losses and the policy's chances.
     """
 
     servers: int = 8
@@ -37,13 +42,19 @@ class Cluster:
     speedup: float = 1.0
     scrape_ms: float = 50.0
     seed: int = 0
+    answer_ms: float = 0.0
+    news_ms: float = 0.0
+    news_lost: float = 0.0
 
     def __post_init__(self) -> None:
         whole_number("servers", self.servers, low=1)
         if not (isfinite(self.speedup) and self.speedup > 0):
             raise InvalidInputError("speedup", self.speedup, "a finite number above 0")
-        if not (isfinite(self.scrape_ms) and self.scrape_ms >= 0):
-            raise InvalidInputError("scrape_ms", self.scrape_ms, "a finite number of at least 0")
+        for name in ("scrape_ms", "answer_ms", "news_ms"):
+            if not (isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise InvalidInputError(name, getattr(self, name), "a finite number of at least 0")
+        if not 0 <= self.news_lost <= 1:
+            raise InvalidInputError("news_lost", self.news_lost, "0 to 1")
         whole_number("seed", self.seed)
 
 
@@ -63,6 +74,7 @@ class Course:
             output_tokens=workload.output_tokens,
             blocks=workload.blocks,
             offsets=workload.offsets,
+            news=policy.news,
         )
         self.scheduler: Scheduler = policy.build(self.fleet)
         self.pool = InferencePool()
@@ -71,11 +83,14 @@ class Course:
                 f"server-{server}",
                 values={KV_BLOCKS: cluster.engine.kv_blocks, KV_BLOCK_SIZE: cluster.engine.block_size},
             )
-        streams = np.random.SeedSequence(cluster.seed).spawn(2)
+        streams = np.random.SeedSequence(cluster.seed).spawn(3)
         self.rng = np.random.default_rng(streams[0])
         self._phase = np.random.default_rng(streams[1]).random(cluster.servers) * cluster.scrape_ms
         self._scraped: FloatArray = np.full(cluster.servers, -inf)
         self._hashes = workload.block_hashes()
+        precise = [producer for producer in self.scheduler.producers if isinstance(producer, PrecisePrefixProducer)]
+        self._news = Newsroom(precise, workload, self.pool, cluster.news_ms, cluster.news_lost, streams[2])
+        self._unheard: deque[tuple[float, int, int]] = deque()  # when the gateway hears of it, kind and place
         self._inputs: list[int] = workload.input_tokens.tolist()
         self._outputs: list[int] = workload.output_tokens.tolist()
         self._arrival: list[float] = workload.arrival.tolist()
@@ -113,20 +128,28 @@ class Course:
 
     def finish(self) -> None:
         """Let every server finish what it has."""
-        self._deliver(self.fleet.advance(inf))
+        self._hear(inf, None)
 
-    def _deliver(self, events: Events) -> None:
-        """Tell the reservations what their servers did."""
-        if not len(events.time):
-            return
-        for time, kind, place in zip(events.time.tolist(), events.kind.tolist(), events.request.tolist(), strict=True):
-            reservation = self.reservations[place]
-            assert reservation is not None
-            if kind == FIRST_TOKEN:
-                reservation.first_token(now=time / 1e3)
-            else:
-                usage = Usage(self._inputs[place], self._outputs[place], int(self.fleet.cached_tokens[place]))
-                reservation.complete(usage, now=time / 1e3)
+    def _hear(self, now: float, ticks: FloatArray | None) -> None:
+        """Let the servers run up to `now`, and tell the gateway what it has heard of it by then."""
+        events = self.fleet.advance(now, ticks)
+        if self.policy.news:
+            self._news.tell(self.fleet.block_news(), now)
+        if len(events.time):
+            times = (events.time + self.cluster.answer_ms).tolist()
+            self._unheard.extend(zip(times, events.kind.tolist(), events.request.tolist(), strict=True))
+        while self._unheard and self._unheard[0][0] <= now:
+            self._answered(*self._unheard.popleft())
+
+    def _answered(self, now: float, kind: int, place: int) -> None:
+        """Tell a reservation what its server did."""
+        reservation = self.reservations[place]
+        assert reservation is not None
+        if kind == FIRST_TOKEN:
+            reservation.first_token(now=now / 1e3)
+        else:
+            usage = Usage(self._inputs[place], self._outputs[place], int(self.fleet.cached_tokens[place]))
+            reservation.complete(usage, now=now / 1e3)
 
     def _ticks(self, now: float) -> FloatArray:
         """Return when each server was last read before `now`, float64[S] ms; NaN where that was delivered before."""
@@ -161,7 +184,7 @@ class Simulation(Course):
         always_fresh = self.policy.scrapes and not self.cluster.scrape_ms
         if now > self._clock or always_fresh:  # what is always fresh shows whom this very moment brought
             ticks = self._ticks(now) if self.policy.scrapes else None
-            self._deliver(self.fleet.advance(now, ticks))
+            self._hear(now, ticks)
             if ticks is not None:
                 self._observe(ticks)
             self._clock = now
