@@ -21,6 +21,7 @@ LAYERS = (
     ("simulator.*", "adapters.*", "testing.*"),
     ("config", "config.*", "explain.*"),
     ("director", "director.*"),
+    ("marginal.*",),
     ("screeners.*", "observability", "observability.sink", "observability.autoscaling", "replication"),
     (
         "scheduler",
@@ -117,6 +118,7 @@ ALLOWED = (
     ("producers.multimodal", "threading", "one lock: what is remembered has one writer, and no reader meanwhile"),
     ("simulator.report", "pathlib", "writes the picture"),
     ("simulator.replay", "time", "measures how long a replay took; never decides by it"),
+    ("simulator.late", "time", "measures what a decision costs; never decides by it"),
     ("simulator.simulation", "time", "measures what a decision costs; never decides by it"),
     ("simulator.workload", "pathlib", "reads traces"),
     ("testing.*", "*", "tests are programs"),

@@ -10,6 +10,7 @@ from math import inf
 from types import MappingProxyType
 from typing import Any, Final
 
+from inferencesched._kernels import replaying
 from inferencesched._typing import FloatArray
 from inferencesched.endpoints import Endpoints, Signal
 from inferencesched.errors import UnknownNameError
@@ -24,6 +25,7 @@ from inferencesched.framework import (
     Scorer,
     WeightedScorer,
 )
+from inferencesched.marginal import LateBinder, MarginalCost
 from inferencesched.normalize import inverse_minmax
 from inferencesched.pickers import MaxScorePicker, PowerOfTwoPicker, RandomPicker, RoundRobinPicker, SoftmaxPicker
 from inferencesched.placement import RequestKey
@@ -78,12 +80,18 @@ CEILING: Final = "clairvoyant"
 _SEED: Final = 7
 
 
+#: So low a temperature that only ties are drawn: a 64th of a block is e^15 times less likely where costs span 1,000 blocks.
+_TIES: Final = 1e-6
+
+
 @dataclass(frozen=True, slots=True)
 class Policy:
     """What is this policy called, what does it do, and what does it need?
 
     ``build`` makes its scheduler for a fleet; ``scrapes`` says whether it reads signals scraped from the servers, ``news`` whether its
-    `PrecisePrefixProducer` hears which blocks they hold. ``source`` is where the rule was published.
+    `PrecisePrefixProducer` hears which blocks they hold. ``bind`` makes what holds requests back and sends them, of a fleet and the
+    scheduler; None sends each when it comes. ``compiled`` names the kernel that makes the same choices (`simulator.compiled`); None where there is
+    none. ``source`` is where the rule was published.
     """
 
     name: str
@@ -92,6 +100,8 @@ class Policy:
     scrapes: bool = False
     news: bool = False
     source: str = ""
+    bind: Callable[[Fleet, Scheduler], LateBinder] | None = None
+    compiled: int | None = None
 
 
 class RolloutProducer:
@@ -178,7 +188,7 @@ def _prefixed(
 
 
 def kv_router(name: str, what: str, *, temperature: float = 0.0, **parameters: float) -> Policy:
-    """Return Dynamo's KV router with these parameters of `KvRouterScorer`, as a policy.
+    """Return Dynamo's KV router with these parameters of `KvRouterScorer`, as a policy. Ties are drawn evenly, as Dynamo does.
 
     >>> kv_router("dynamo-kv-x4", "prefill counts four times", prefill_scale=4.0).name
     'dynamo-kv-x4'
@@ -186,7 +196,7 @@ def kv_router(name: str, what: str, *, temperature: float = 0.0, **parameters: f
 
     def build(fleet: Fleet) -> Scheduler:
         size = fleet.config.block_size
-        picker = SoftmaxPicker(temperature) if temperature else MaxScorePicker()
+        picker = SoftmaxPicker(temperature or _TIES)
         scorer = KvRouterScorer(block_size=size, **parameters)
         return Scheduler(
             _profile(scorer, picker=picker), producers=(_told(fleet), ActiveBlocksProducer(block_size=size))
@@ -211,18 +221,42 @@ def _ceiling(*, first_token: bool = False) -> Callable[[Fleet], Scheduler]:
     )
 
 
+def marginal(name: str, what: str, cost: MarginalCost | None = None, **parameters: float) -> Policy:
+    """Return late binding by marginal latency with these parameters of `LateBinder`, as a policy. Its prefixes are the servers' word."""
+
+    def bind(fleet: Fleet, scheduler: Scheduler) -> LateBinder:
+        config = fleet.config
+        known: dict[str, Any] = {"max_tokens": config.max_tokens, "kv_tokens": config.kv_tokens, **parameters}
+        return LateBinder(scheduler, fleet.timing, cost, **known)
+
+    return Policy(
+        name,
+        what,
+        lambda fleet: Scheduler(_profile(), producers=(_told(fleet, speculative=2.0),)),
+        news=True,
+        source="ours: docs/explanation/marginal.md",
+        bind=bind,
+    )
+
+
 _PREFIX_KEY: Final = RequestKey("prefix", blocks=16)
 
 _ALL: Final = (
-    Policy("random", "a server by lot: the floor", _blind(RandomPicker())),
+    Policy("random", "a server by lot: the floor", _blind(RandomPicker()), compiled=replaying.RANDOM),
     Policy("always-busiest", "most of our requests in flight: below the floor", _plain(BusiestScorer())),
-    Policy("round-robin", "a server by turn", _blind(RoundRobinPicker())),
-    Policy("least-request", "fewest of our requests in flight", _plain(ActiveRequestScorer())),
+    Policy("round-robin", "a server by turn", _blind(RoundRobinPicker()), compiled=replaying.ROUND_ROBIN),
+    Policy(
+        "least-request",
+        "fewest of our requests in flight",
+        _plain(ActiveRequestScorer()),
+        compiled=replaying.LEAST_REQUEST,
+    ),
     Policy(
         "power-of-two",
         "the less loaded of two drawn by lot",
         _plain(ActiveRequestScorer(), picker=PowerOfTwoPicker()),
         source="Mitzenmacher 2001",
+        compiled=replaying.POWER_OF_TWO,
     ),
     Policy(
         "least-kv", "most KV cache free, as scraped", _plain(KvCacheUtilizationScorer()), scrapes=True, source="AIBrix"
@@ -267,6 +301,12 @@ _ALL: Final = (
         source="Preble E2, ICLR 2025",
     ),
     Policy(
+        "preble-in-flight",
+        "the same, by the load in flight instead of that of the last three minutes",
+        _with(lambda _: _profile(PrebleScorer()), lambda fleet: (_own(fleet), PrebleProducer(window=0.0))),
+        source="Preble E2, with the load that a gateway knows at once",
+    ),
+    Policy(
         "mooncake",
         "first token soonest, by forecast",
         _with(lambda _: _profile(PredictedFirstTokenScorer()), lambda fleet: (_own(fleet), _forecast(fleet))),
@@ -280,6 +320,7 @@ _ALL: Final = (
         source="agentic-kvc 2026",
     ),
     kv_router("dynamo-kv", "least blocks to prefill and decode"),
+    kv_router("dynamo-kv-x8", "the same, prefill counting eight times", prefill_scale=8.0),
     Policy(
         "gie-default",
         "prefix 3, queue 2, KV 2, as the reference's default",
@@ -342,6 +383,7 @@ _ALL: Final = (
         _with(lambda _: _profile(DeficitPrefixScorer()), lambda fleet: (_own(fleet), DeficitProducer())),
         source="D2LPM, arXiv 2501.14312",
     ),
+    marginal("marginal", "held until a server is about to be free, then where everybody waits least"),
     Policy(
         "oracle-first-token",
         "fresh state, true lengths: own first token soonest, one-step roll-out",

@@ -66,7 +66,9 @@ def table(runs: Sequence[Run], *, title: str, load: float = 1.0) -> Table:
                 f"[bold]{text}[/bold]" if replay.policy not in (FLOOR, CEILING) and value == best[key] else text
             )
         role = {FLOOR: " (floor)", CEILING: " (ceiling)"}.get(replay.policy, "")
-        grid.add_row(f"{replay.label}{role}", *cells, f"{replay.decision_us_p50:,.0f}")
+        grid.add_row(
+            f"{replay.label}{role}", *cells, "-" if isnan(replay.decision_us_p50) else f"{replay.decision_us_p50:,.0f}"
+        )
     return grid
 
 

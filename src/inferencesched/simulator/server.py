@@ -278,6 +278,11 @@ class Fleet:
         serving.advance(trial, inf, self._one, self.signals)
         return members
 
+    @property
+    def state(self) -> columns.State:
+        """What do the kernels work on? Not for anybody else."""
+        return self._live
+
     # -- what came of it -----------------------------------------------------------------------------------------
 
     @property

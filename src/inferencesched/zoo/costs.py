@@ -113,8 +113,8 @@ class KvRouterScorer:
     block_size: b, tokens. credit: c, Dynamo's ``overlap_score_credit``. prefill_scale: s, ``prefill_load_scale``.
     decay: g, how fast a cached block loses worth where prefill piles up. request_weight: w, ``decode_active_request_weight``.
 
-    A temperature is the picker's: `SoftmaxPicker`, normalised, draws as Dynamo's ``router_temperature`` does; ties at 0 are drawn
-    evenly by Dynamo and go to the server picked longest ago here, then by lot.
+    A temperature is the picker's: `SoftmaxPicker`, normalised, draws as Dynamo's ``router_temperature`` does, and at next to
+    none draws ties evenly as Dynamo does at 0.
     Source: ai-dynamo 1.6.1, ``lib/kv-router``.
     """
 

@@ -8,7 +8,15 @@ from typing import Final, NamedTuple, final
 import numpy as np
 
 from inferencesched._typing import FloatArray
-from inferencesched.endpoints import INFLIGHT_REQUESTS, KV_BLOCK_SIZE, KV_BLOCKS, PREFIX_TOKENS, Endpoints, Signal
+from inferencesched.endpoints import (
+    INFLIGHT_REQUESTS,
+    INFLIGHT_TOKENS,
+    KV_BLOCK_SIZE,
+    KV_BLOCKS,
+    PREFIX_TOKENS,
+    Endpoints,
+    Signal,
+)
 from inferencesched.errors import InvalidInputError
 from inferencesched.framework import CycleState, Produced, Reads
 from inferencesched.normalize import known
@@ -17,6 +25,10 @@ from inferencesched.zoo.costs import cost_of, finite, uncached
 
 #: What a request would cost a server, with all that it was sent of late: seconds.
 PREBLE_LOAD: Final = Signal("preble_load", "s", freshness="cycle")
+
+
+#: Over how many seconds a hit rate is taken where the load is what is in flight.
+_HIT_WINDOW: Final = 180.0
 
 
 class PrebleReceipt(NamedTuple):
@@ -42,7 +54,7 @@ class PrebleProducer:
     """What would the request cost each server: ``L + M + P`` seconds?
 
     L: the work sent there in the last `window` seconds: the prefill of what was missed, and `output` tokens of decoding for each
-    request. M: the prefill of what has to be evicted for it, times how likely that is wanted again, for which the server's share of
+    request; with a window of 0, what of it is in flight (``INFLIGHT_TOKENS``, ``INFLIGHT_REQUESTS``). M: the prefill of what has to be evicted for it, times how likely that is wanted again, for which the server's share of
     cached tokens of late stands. P: the prefill of what is missed now. Prefill is at `prefill` tokens a second, decoding at
     `decode` for one request.
 
@@ -53,7 +65,8 @@ class PrebleProducer:
     def __init__(
         self, *, window: float = 180.0, prefill: float = 40_000.0, decode: float = 1_000.0, output: float = 250.0
     ) -> None:
-        for name, value in (("window", window), ("prefill", prefill), ("decode", decode)):
+        finite("window", window)
+        for name, value in (("prefill", prefill), ("decode", decode)):
             if not value > 0:
                 raise InvalidInputError(name, value, "a number above 0")
         finite("output", output)
@@ -69,23 +82,29 @@ class PrebleProducer:
     @property
     def reads(self) -> tuple[Reads, ...]:
         """Which columns?"""
-        return (Reads(PREFIX_TOKENS, "higher", required=False), Reads(KV_BLOCKS), Reads(KV_BLOCK_SIZE))
+        plain = (Reads(PREFIX_TOKENS, "higher", required=False), Reads(KV_BLOCKS), Reads(KV_BLOCK_SIZE))
+        return plain if self.window else (*plain, Reads(INFLIGHT_TOKENS), Reads(INFLIGHT_REQUESTS))
 
     def produce(self, request: InferenceRequest, endpoints: Endpoints, cycle: CycleState) -> Produced[PrebleReceipt]:
         """Return the column."""
         missed = uncached(request, endpoints)
         room = endpoints[KV_BLOCKS] * endpoints[KV_BLOCK_SIZE]
         column = missed / self.prefill
+        if not self.window:
+            column += known(endpoints[INFLIGHT_TOKENS]) / self.prefill
+            column += known(endpoints[INFLIGHT_REQUESTS]) * self.output / self.decode
         with self._lock:
             stays = zip(endpoints.slots.tolist(), endpoints.generations.tolist(), strict=True)
             for i, stay in enumerate(stays):
                 history = self._histories.get(stay)
                 if history is None:
                     continue
-                work, tokens, prompt = self._recent(history, cycle.now - self.window)
+                work, tokens, prompt = self._recent(history, cycle.now - (self.window or _HIT_WINDOW))
                 evicted = max(0.0, min(float(missed[i]), tokens + float(missed[i]) - float(room[i])))
                 hit = 1.0 - tokens / prompt if prompt else 0.0
-                column[i] += work + (evicted * hit / self.prefill if evicted == evicted else 0.0)
+                column[i] += (work if self.window else 0.0) + (
+                    evicted * hit / self.prefill if evicted == evicted else 0.0
+                )
         work_here = missed / self.prefill + self.output / self.decode
         return Produced({PREBLE_LOAD: column}, PrebleReceipt(endpoints, work_here, missed))
 
@@ -97,7 +116,7 @@ class PrebleProducer:
         prompt = missed + float(known(endpoints[PREFIX_TOKENS])[position])
         with self._lock:
             history = self._histories.setdefault(endpoints.stay(position), _History())
-            while history.sent and history.sent[0][0] < now - self.window:
+            while history.sent and history.sent[0][0] < now - (self.window or _HIT_WINDOW):
                 _, work, tokens, asked = history.sent.popleft()
                 history.work, history.tokens, history.prompt = (
                     history.work - work,

@@ -1,0 +1,135 @@
+"""What does one request more cost everybody, by a model of a server's passes?
+
+Times are ms. A model is a kind and coefficients as in `serving.step_time`. State of the servers, ``float64[6, S]``::
+
+    DRAIN    until the prompts sent there are computed        REQUESTS  in flight
+    CONTEXT  tokens that those attend to                      BLOCKS    tokens of KV that they hold or will hold
+    QUEUED   prompt tokens sent there and not yet computed    ROOM      tokens of KV that the server has
+"""
+
+import numpy as np
+
+from inferencesched._kernels._compile import kernel
+from inferencesched._kernels.serving_state import POLYNOMIAL
+from inferencesched._typing import BoolArray, FloatArray, IntArray
+
+DRAIN, REQUESTS, CONTEXT, BLOCKS, QUEUED, ROOM = range(6)
+# weights, in the order of `MarginalCost`'s fields
+OWN, STALL, OTHERS, DUPLICATE, CROWDING, BARRIER, BARRIER_AT = range(7)
+
+
+@kernel
+def decode_ms(kind: int, timing: FloatArray, context: float, requests: float, room: float) -> float:
+    """Return how long a pass takes that only decodes."""
+    if requests <= 0:
+        return 0.0
+    if kind == POLYNOMIAL:
+        share = min(1.0, context / room)
+        return float(max(timing[6], (timing[3] * share + timing[4]) * share + timing[5]))
+    either = (timing[1] ** 4 + (timing[2] * requests) ** 4) ** 0.25
+    return float(timing[0] + either + timing[4] * context + timing[5] * requests)
+
+
+@kernel
+def slope_ms(kind: int, timing: FloatArray, context: float, room: float) -> float:
+    """Return by how much a pass gets longer for each token of context that it decodes."""
+    if kind == POLYNOMIAL:
+        share = min(1.0, context / room)
+        return float(max(0.0, 2.0 * timing[3] * share + timing[4]) / room)
+    return float(timing[4])
+
+
+@kernel
+def prefill_ms(
+    kind: int,
+    timing: FloatArray,
+    most: float,
+    tokens: float,
+    before: float,
+    context: float,
+    requests: float,
+    room: float,
+) -> float:
+    """Return how long the passes take that compute so many tokens behind `before` cached ones, decodes riding along."""
+    took, start, left = 0.0, before, tokens
+    budget = max(1.0, most - requests)
+    while left > 0:
+        chunk = min(left, budget)
+        if kind == POLYNOMIAL:
+            took += (
+                (timing[0] * chunk + timing[1]) * chunk + timing[2] + decode_ms(kind, timing, context, requests, room)
+            )
+        else:
+            either = (timing[1] ** 4 + (timing[2] * (chunk + requests)) ** 4) ** 0.25
+            took += timing[0] + either + timing[3] * chunk * (start + 0.5 * chunk)
+            took += timing[4] * context + timing[5] * requests
+        start += chunk
+        left -= chunk
+    return took
+
+
+@kernel
+def per_token_ms(kind: int, timing: FloatArray) -> float:
+    """Return what a prompt token costs at the least."""
+    return float(timing[1] if kind == POLYNOMIAL else timing[2])
+
+
+@kernel
+def costs(
+    kind: int, timing: FloatArray, most: float, weights: FloatArray, output: float, reuse: float, prompt: float,
+    cached: FloatArray, state: FloatArray, allowed: BoolArray, out: FloatArray, passes: FloatArray
+) -> int:  # fmt: skip
+    """Fill in what a request costs at each server, and how long its own passes take; return the least, -1 for none."""
+    count = state.shape[1]
+    best_cached = 0.0
+    for w in range(count):
+        if allowed[w]:
+            best_cached = max(best_cached, cached[w])
+    stick = weights[DUPLICATE] + weights[CROWDING] * reuse / (1.0 - min(reuse, 0.95))
+    token = per_token_ms(kind, timing)
+    best = -1
+    for w in range(count):
+        out[w] = np.inf
+        if not allowed[w]:
+            continue
+        requests, context, room = state[REQUESTS, w], state[CONTEXT, w], state[ROOM, w]
+        own = prefill_ms(kind, timing, most, max(1.0, prompt - cached[w]), cached[w], context, requests, room)
+        passes[w] = own
+        cost = weights[OWN] * (state[DRAIN, w] + own) + weights[STALL] * requests * own
+        cost += output * slope_ms(kind, timing, context, room) * (context + weights[OTHERS] * requests * prompt)
+        cost += stick * (best_cached - cached[w]) * token * (1.0 + requests)
+        full = state[BLOCKS, w] / room
+        if full > weights[BARRIER_AT]:
+            cost += weights[BARRIER] * (full - weights[BARRIER_AT]) / (1.0 - weights[BARRIER_AT])
+        out[w] = cost
+        if best < 0 or cost < out[best]:
+            best = w
+    return best
+
+
+@kernel
+def plan(
+    kind: int, timing: FloatArray, most: float, weights: FloatArray, output: float, reuse: float, prompts: FloatArray,
+    cached: FloatArray, allowed: BoolArray, state: FloatArray, order: IntArray, out: IntArray
+) -> None:  # fmt: skip
+    """Give each request the server where it costs least, in this order, each seeing those before it; changes `state`.
+
+    prompts float64[R]; cached float64[R, S]; allowed bool[R, S]; order and out int64[R], out -1 where nobody may.
+    """
+    cost, passes = np.empty(state.shape[1]), np.empty(state.shape[1])
+    for at in range(order.shape[0]):
+        r = order[at]
+        w = costs(kind, timing, most, weights, output, reuse, prompts[r], cached[r], state, allowed[r], cost, passes)
+        out[r] = w
+        if w >= 0:
+            book(state, w, prompts[r], cached[r, w], output, passes[w])
+
+
+@kernel
+def book(state: FloatArray, w: int, prompt: float, cached: float, output: float, passes: float) -> None:
+    """Let a server's state have one request more."""
+    state[DRAIN, w] += passes
+    state[REQUESTS, w] += 1.0
+    state[CONTEXT, w] += prompt
+    state[BLOCKS, w] += prompt + output
+    state[QUEUED, w] += max(1.0, prompt - cached)
