@@ -119,6 +119,7 @@ ALLOWED = (
     ("simulator.report", "pathlib", "writes the picture"),
     ("simulator.replay", "time", "measures how long a replay took; never decides by it"),
     ("simulator.late", "time", "measures what a decision costs; never decides by it"),
+    ("simulator.closed", "time", "measures how long a replay took and what a decision costs; never decides by it"),
     ("simulator.simulation", "time", "measures what a decision costs; never decides by it"),
     ("simulator.workload", "pathlib", "reads traces"),
     ("testing.*", "*", "tests are programs"),

@@ -24,14 +24,14 @@ def _least(flying: IntArray, picked: IntArray, rng: np.random.Generator) -> int:
         elif flying[s] == flying[best] and picked[s] == picked[best]:
             ties += 1
     if ties == 1:
-        return best
+        return int(best)
     nth = int(rng.random() * ties)
     for s in range(best, count):
         if flying[s] == flying[best] and picked[s] == picked[best]:
             if nth == 0:
                 return int(s)
             nth -= 1
-    return best
+    return int(best)
 
 
 @kernel
@@ -41,7 +41,7 @@ def _choose(kind: int, i: int, flying: IntArray, picked: IntArray, rng: np.rando
     if kind == RANDOM:
         return int(rng.random() * count)
     if kind == ROUND_ROBIN:
-        return i % count
+        return int(i % count)
     if kind == LEAST_REQUEST:
         return _least(flying, picked, rng)
     if count == 1:
@@ -51,8 +51,8 @@ def _choose(kind: int, i: int, flying: IntArray, picked: IntArray, rng: np.rando
     if other >= first:
         other += 1
     if flying[other] < flying[first] or (flying[other] == flying[first] and picked[other] < picked[first]):
-        return other
-    return first
+        return int(other)
+    return int(first)
 
 
 @kernel

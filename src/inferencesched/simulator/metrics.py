@@ -5,6 +5,7 @@ ITL is every gap between two tokens of a request; percentiles interpolate linear
 """
 
 from collections.abc import Mapping
+from math import inf
 from typing import Final
 
 import numpy as np
@@ -45,10 +46,11 @@ def summarise(workload: Workload, fleet: Fleet) -> Mapping[str, float]:
     tpot = (e2e[several] - ttft[several]) / (outputs[several] - 1)
     per_token = np.zeros(len(ttft))
     per_token[several] = tpot
-    seconds = (float(fleet.finish[done].max()) - float(workload.arrival[0])) / 1e3 if done.any() else float("nan")
+    first = float(workload.arrival.min(initial=inf))
+    seconds = (float(fleet.finish[done].max()) - first) / 1e3 if done.any() else float("nan")
     prompts = max(1, int(fleet.prompt_tokens_all.sum()))
     itl_mean, itl_p50, itl_p99 = fleet.itl((50, 99))
-    span = (float(workload.arrival[-1]) - float(workload.arrival[0])) / 1e3 if len(workload) else 0.0
+    span = (float(workload.arrival.max()) - first) / 1e3 if len(workload) else 0.0
     figures: dict[str, float] = {
         "completed": int(done.sum()),
         "offered_rps": len(workload) / span if span > 0 else float("nan"),

@@ -1,6 +1,7 @@
 """What arrives, when, how long is it, and what does it share with what came before?
 
-A `Workload` is columns, one row a request, in the order of arrival. Times are ms from the start of the trace.
+A `Workload` is columns, one row a request, in the order of arrival. Times are ms from the start of the trace. ``arrival`` is when
+requests came in life; a `Precedence` says which of them waited for answers, so that a closed loop can have them wait again.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,7 +19,117 @@ from inferencesched.simulator.tenancy import Tenant, draw
 
 MOONCAKE_BLOCK = 512
 #: No request is longer, so that no sum of lengths overflows.
-_MOST = 2**31 - 1
+MOST_TOKENS = 2**31 - 1
+#: What a decoder of JSON raises: nonsense, another type, no UTF-8, and what is nested too deep.
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Precedence:
+    """Who waits for whose answer, and how long do they think then?
+
+    Request i waits for ``places[offsets[i]:offsets[i + 1]]``: ascending, each smaller than i, none for a root. ``places``
+    int64[K], ``offsets`` int64[N + 1]. ``think`` float64[N]: ms of pause after the last of those ended, 0 for roots.
+
+    >>> talk = Precedence.of([[], [0], [], [1]], [0.0, 500.0, 0.0, 20.0])
+    >>> talk.waits_for(3).tolist(), talk.sessions().tolist()
+    ([1], [0, 0, 1, 0])
+    """
+
+    places: IntArray
+    offsets: IntArray
+    think: FloatArray
+
+    @classmethod
+    def of(cls, waits: Iterable[Iterable[int]], think: Iterable[float]) -> "Precedence":
+        """Build from rows: for each request the places it waits for, in any order. Errors: as `validate`."""
+        rows = [sorted(set(row)) for row in waits]
+        offsets = np.zeros(len(rows) + 1, dtype=np.int64)
+        np.cumsum([len(row) for row in rows], out=offsets[1:])
+        places = np.array([place for row in rows for place in row], dtype=np.int64)
+        precedence = cls(places, offsets, np.array(list(think), dtype=np.float64))
+        precedence.validate(len(rows))
+        return precedence
+
+    def __len__(self) -> int:
+        return len(self.think)
+
+    def validate(self, count: int) -> None:
+        """Raise `InvalidInputError` for columns that contradict each other, or are not of `count` requests."""
+        think, offsets, places = self.think, self.offsets, self.places
+        if len(think) != count or not (np.isfinite(think).all() and (think >= 0).all()):
+            got = f"length {len(think)}, from {think.min(initial=np.inf)}"
+            raise InvalidInputError("precedence.think", got, f"{count} finite ms of at least 0")
+        if len(offsets) != count + 1 or offsets[0] != 0 or offsets[-1] != len(places) or (np.diff(offsets) < 0).any():
+            allowed = f"{count + 1} offsets into places, from 0, not decreasing"
+            raise InvalidInputError("precedence.offsets", len(offsets), allowed)
+        waiting = np.repeat(np.arange(count), np.diff(offsets))
+        same = np.diff(waiting) == 0
+        if not ((places >= 0).all() and (places < waiting).all() and (np.diff(places)[same] > 0).all()):
+            got = "a place that is not before its request, or not after the place before it"
+            raise InvalidInputError("precedence.places", got, "places before each request's own, ascending")
+        if think[np.diff(offsets) == 0].any():
+            raise InvalidInputError("precedence.think", "a pause before a request that waits for nobody", "0 for roots")
+
+    def waits_for(self, request: int) -> IntArray:
+        """Return the places of the requests that this one waits for."""
+        return self.places[self.offsets[request] : self.offsets[request + 1]]
+
+    def head(self, count: int) -> "Precedence":
+        """Return the precedence of the first `count` requests; nobody waits for a later one."""
+        offsets = self.offsets[: count + 1]
+        return Precedence(self.places[: offsets[-1]], offsets, self.think[:count])
+
+    def taken(self, order: IntArray) -> "Precedence":
+        """Return the precedence of the requests at these places, in this order.
+
+        `InvalidInputError` where one would have to wait for what is left out, or comes later.
+        """
+        order = np.asarray(order, dtype=np.int64)
+        now = np.full(len(self), -1, dtype=np.int64)
+        now[order] = np.arange(len(order))
+        offsets, index = gathered(self.offsets, order)
+        waiting = np.repeat(np.arange(len(order)), np.diff(offsets))
+        places = now[self.places[index]]
+        if not ((places >= 0) & (places < waiting)).all():
+            got = "a request without, or before, one that it waits for"
+            raise InvalidInputError("order", got, "whole conversations, in their order")
+        return Precedence(places[np.lexsort((places, waiting))], offsets, self.think[order])
+
+    def sessions(self) -> IntArray:
+        """Return which conversation each request belongs to, ``int64[N]``, numbered from 0 in the order of first requests.
+
+        Who waits for somebody is of the same conversation. Cost: some 1 µs a request.
+        """
+        lead = list(range(len(self)))  # union-find; the smallest place leads
+        starts, places = self.offsets.tolist(), self.places.tolist()
+
+        def leader(i: int) -> int:
+            while lead[i] != i:
+                lead[i] = i = lead[lead[i]]
+            return i
+
+        for i in range(len(self)):
+            for place in places[starts[i] : starts[i + 1]]:
+                one, other = leader(i), leader(place)
+                lead[max(one, other)] = min(one, other)
+        leaders = np.array([leader(i) for i in range(len(self))], dtype=np.int64)
+        numbers: IntArray = np.unique(leaders, return_inverse=True)[1].astype(np.int64).reshape(-1)
+        return numbers
+
+
+def gathered(offsets: IntArray, order: IntArray) -> tuple[IntArray, IntArray]:
+    """Where are these rows of a ragged column? Their new offsets, ``int64[R + 1]``, and the place of every item of theirs.
+
+    >>> offsets, index = gathered(np.array([0, 2, 2, 5]), np.array([2, 0]))
+    >>> offsets.tolist(), index.tolist()
+    ([0, 3, 5], [2, 3, 4, 0, 1])
+    """
+    lengths = np.diff(offsets)[order]
+    fresh = np.zeros(len(order) + 1, dtype=np.int64)
+    np.cumsum(lengths, out=fresh[1:])
+    index: IntArray = np.arange(fresh[-1]) + np.repeat(offsets[:-1][order] - fresh[:-1], lengths)
+    return fresh, index
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,6 +140,8 @@ class Workload:
     ``blocks[offsets[i]:offsets[i + 1]]`` are request i's block ids (int64, small, not negative): equal ids mean an
     equal block after an equal prefix. Each id stands for ``block_size`` tokens; a last one may be partly filled.
     ``tenant`` int64[N] says whose each request is, a place in ``tenants``; None where nobody says.
+    ``precedence`` says which requests wait for which answers, for a closed loop; None where nobody says. An open loop goes
+    by ``arrival`` alone.
 
     >>> two = Workload.of("toy", [0.0, 5.0], [130, 128], [10, 20], [[0, 1, 2], [0, 1]], block_size=64)
     >>> len(two), two.block_size
@@ -46,6 +159,7 @@ class Workload:
     block_size: int
     tenants: tuple[Tenant, ...] = ()
     tenant: IntArray | None = None
+    precedence: Precedence | None = None
 
     @classmethod
     def of(
@@ -57,6 +171,7 @@ class Workload:
         blocks: Iterable[Iterable[int]],
         *,
         block_size: int,
+        precedence: Precedence | None = None,
     ) -> "Workload":
         """Build from rows; ids may be any integers and are renumbered from 0."""
         rows = [list(row) for row in blocks]
@@ -72,6 +187,7 @@ class Workload:
             dense,
             offsets,
             block_size,
+            precedence=precedence,
         )
         workload.validate()
         return workload
@@ -85,9 +201,9 @@ class Workload:
         whole_number("block_size", self.block_size, low=1)
         for name, low in (("input_tokens", 1), ("output_tokens", 0)):
             column = getattr(self, name)
-            if len(column) != count or (count and not low <= column.min() <= column.max() <= _MOST):
-                got = f"length {len(column)}, {column.min(initial=_MOST)} to {column.max(initial=0)}"
-                raise InvalidInputError(name, got, f"{count} integers from {low} to {_MOST}")
+            if len(column) != count or (count and not low <= column.min() <= column.max() <= MOST_TOKENS):
+                got = f"length {len(column)}, {column.min(initial=MOST_TOKENS)} to {column.max(initial=0)}"
+                raise InvalidInputError(name, got, f"{count} integers from {low} to {MOST_TOKENS}")
         offsets = self.offsets
         if (
             len(offsets) != count + 1
@@ -104,6 +220,12 @@ class Workload:
         ):
             got = f"length {len(self.tenant)}, up to {self.tenant.max(initial=0)}"
             raise InvalidInputError("tenant", got, f"{count} places among {len(self.tenants)} tenants")
+        if self.precedence is not None:
+            self.precedence.validate(count)
+
+    def sessions(self) -> IntArray:
+        """Return which conversation each request belongs to, ``int64[N]``: each its own where no precedence is known."""
+        return np.arange(len(self)) if self.precedence is None else self.precedence.sessions()
 
     def full_blocks(self, request: int) -> IntArray:
         """Return the ids of the blocks that the prompt fills, ``int64[input_tokens // block_size]`` at most."""
@@ -111,7 +233,7 @@ class Workload:
         return self.blocks[start : min(stop, start + int(self.input_tokens[request]) // self.block_size)]
 
     def at_speed(self, speedup: float) -> "Workload":
-        """Return the same requests, arriving `speedup` times as fast."""
+        """Return the same requests, arriving `speedup` times as fast; who thinks between two of them does not think faster."""
         if not (isfinite(speedup) and speedup > 0):
             raise InvalidInputError("speedup", speedup, "a finite number above 0")
         return replace(self, arrival=self.arrival / speedup)
@@ -154,6 +276,7 @@ class Workload:
             blocks=self.blocks[:stop],
             offsets=self.offsets[: count + 1],
             tenant=None if self.tenant is None else self.tenant[:count],
+            precedence=None if self.precedence is None else self.precedence.head(count),
         )
 
 
@@ -162,7 +285,7 @@ def _lengths(name: str, values: Iterable[int]) -> IntArray:
     try:
         return np.array(list(values), dtype=np.int64)
     except OverflowError as error:
-        raise InvalidInputError(name, "a number beyond 64 bits", f"integers up to {_MOST}") from error
+        raise InvalidInputError(name, "a number beyond 64 bits", f"integers up to {MOST_TOKENS}") from error
 
 
 class _MooncakeLine(msgspec.Struct):
@@ -174,45 +297,82 @@ class _MooncakeLine(msgspec.Struct):
     hash_ids: list[int] = msgspec.field(default_factory=list)
 
 
-class _Rows:
-    """The good lines so far; turns a bad one into a `TraceError` that still carries them."""
+class Rows:
+    """Which lines of a trace were good so far? Turns a bad one into a `TraceError` that still carries them.
 
-    def __init__(self, path: str, block_size: int) -> None:
+    Rows may come in any order of time where each says what it waits for; `workload` sorts them by it.
+    """
+
+    def __init__(self, path: str, block_size: int, *, ordered: bool = False) -> None:
+        """`ordered`: rows say what they wait for."""
         self.path = path
+        self.name = Path(path).stem
         self.block_size = block_size
+        self.ordered = ordered
         self.arrival: list[float] = []
         self.input_tokens: list[int] = []
         self.output_tokens: list[int] = []
         self.blocks: list[list[int]] = []
+        self.waits: list[list[int]] = []
+        self.think: list[float] = []
 
     def add(
-        self, line: int, time: float, inputs: int, outputs: int, blocks: list[int], names: tuple[str, str, str]
+        self,
+        line: int,
+        time: float,
+        inputs: int,
+        outputs: int,
+        blocks: list[int],
+        names: tuple[str, str, str],
+        *,
+        last: float | None = None,
+        waits: Sequence[int] = (),
+        think: float = 0.0,
     ) -> None:
-        last = self.arrival[-1] if self.arrival else 0.0
+        """Take a row, or raise the `TraceError` of one that cannot be. `last`: no earlier than this, by default the row before."""
+        if last is None:
+            last = self.arrival[-1] if self.arrival else 0.0
         if not (isfinite(time) and time >= last):
             raise self.error(line, names[0], time, f"ms of at least {last}: a trace does not go back in time")
-        if not 1 <= inputs <= _MOST:
-            raise self.error(line, names[1], inputs, f"an integer from 1 to {_MOST}")
-        if not 0 <= outputs <= _MOST:
-            raise self.error(line, names[2], outputs, f"an integer from 0 to {_MOST}")
+        if not 1 <= inputs <= MOST_TOKENS:
+            raise self.error(line, names[1], inputs, f"an integer from 1 to {MOST_TOKENS}")
+        if not 0 <= outputs <= MOST_TOKENS:
+            raise self.error(line, names[2], outputs, f"an integer from 0 to {MOST_TOKENS}")
         if blocks and min(blocks) < 0:
             raise self.error(line, "hash_ids", min(blocks), "integers of at least 0")
         self.arrival.append(time)
         self.input_tokens.append(inputs)
         self.output_tokens.append(outputs)
         self.blocks.append(blocks)
+        self.waits.append(list(waits))
+        self.think.append(think)
+
+    def integer(self, line: int, name: str, text: str) -> int:
+        """Return the number of tokens that a field of a CSV line names, or raise the `TraceError` of one that names none."""
+        if not text.removeprefix("-").isdecimal() or len(text) > len(str(MOST_TOKENS)):
+            raise self.error(line, name, text[:60], f"an integer up to {MOST_TOKENS}")
+        return int(text)
 
     def workload(self) -> Workload:
+        """Return the rows, in the order of arrival."""
+        order = sorted(range(len(self.arrival)), key=self.arrival.__getitem__)
+        now = {place: i for i, place in enumerate(order)}
+        precedence = None
+        if self.ordered:
+            waits = [[now[place] for place in self.waits[i]] for i in order]
+            precedence = Precedence.of(waits, [self.think[i] for i in order])
         return Workload.of(
-            Path(self.path).stem,
-            self.arrival,
-            self.input_tokens,
-            self.output_tokens,
-            self.blocks,
+            self.name,
+            [self.arrival[i] for i in order],
+            [self.input_tokens[i] for i in order],
+            [self.output_tokens[i] for i in order],
+            [self.blocks[i] for i in order],
             block_size=self.block_size,
+            precedence=precedence,
         )
 
     def error(self, line: int, parameter: str, value: object, allowed: str) -> TraceError:
+        """Return the error to raise, with everything before it."""
         error = TraceError(self.path, line, parameter, value, allowed, lines_read=len(self.arrival))
         error.workload = self.workload()
         return error
@@ -225,7 +385,7 @@ def read_mooncake(path: str | Path) -> Workload:
     with its place; the error's ``workload`` is everything before it. Cost: 0.1 s for 12,000 requests.
     Source: github.com/kvcache-ai/Mooncake, FAST'25 release.
     """
-    rows = _Rows(str(path), MOONCAKE_BLOCK)
+    rows = Rows(str(path), MOONCAKE_BLOCK)
     decoder = msgspec.json.Decoder(_MooncakeLine)
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
@@ -233,7 +393,7 @@ def read_mooncake(path: str | Path) -> Workload:
                 continue
             try:
                 row = decoder.decode(line)
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            except UNREADABLE as error:
                 shown = line.strip()[:60].decode(errors="replace")
                 raise rows.error(number, "line", shown, f"a JSON object of the Mooncake schema ({error})") from error
             names = ("timestamp", "input_length", "output_length")
@@ -250,7 +410,7 @@ def read_azure(path: str | Path) -> Workload:
     No prefix is known, so none is shared. Errors and cost: as `read_mooncake`.
     Source: github.com/Azure/AzurePublicDataset.
     """
-    rows = _Rows(str(path), MOONCAKE_BLOCK)
+    rows = Rows(str(path), MOONCAKE_BLOCK)
     names = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
     origin: tuple[datetime, float] | None = None  # whole seconds and their fraction, which has seven digits
     # what is no UTF-8 becomes a sign that no field allows
@@ -274,11 +434,7 @@ def read_azure(path: str | Path) -> Workload:
             if seconds.tzinfo is not None or not (fraction or "0").isdecimal():
                 raise rows.error(number, names[0], stamp, _AZURE_TIME)
             part = float(f"0.{fraction or 0}")
-            values = []
-            for name, text in zip(names[1:], lengths, strict=True):
-                if not text.removeprefix("-").isdecimal() or len(text) > len(str(_MOST)):
-                    raise rows.error(number, name, text[:60], f"an integer up to {_MOST}")
-                values.append(int(text))
+            values = [rows.integer(number, name, text) for name, text in zip(names[1:], lengths, strict=True)]
             origin = (seconds, part) if origin is None else origin
             time = ((seconds - origin[0]).total_seconds() + (part - origin[1])) * 1e3
             rows.add(number, time, values[0], values[1], [], names)
