@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from inferencesched import (
+    INFLIGHT_TOKENS,
     KV_BLOCK_SIZE,
     KV_BLOCKS,
     InferencePool,
@@ -344,9 +345,12 @@ class Binding(RuleBasedStateMachine):
         if hasattr(self, "late"):
             assert len(self.late) == len(self.waiting)
             assert self.pool.ledger().inflight_requests == len(self.flying)
-            assert all(
-                len(server.pending) <= len(self.flying) + len(self.ended) for server in self.late._servers.values()
-            )
+            books, endpoints = self.late._books, self.pool.snapshot()
+            assert sum(map(len, books.pending)) <= len(self.flying) + len(self.ended)
+            for slot, queued in zip(endpoints.slots.tolist(), endpoints[INFLIGHT_TOKENS].tolist(), strict=True):
+                if slot < len(books.pending) and books.rows[kernels.TOKENS, slot] == queued:
+                    owed = [each for each, _ in books.pending[slot] if each.first_token_at != each.first_token_at]
+                    assert sum(each.tokens for each in owed if each.settlement is None) <= queued
 
 
 TestBinding = Binding.TestCase

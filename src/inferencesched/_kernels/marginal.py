@@ -11,7 +11,7 @@ import numpy as np
 
 from inferencesched._kernels._compile import kernel
 from inferencesched._kernels.serving_state import POLYNOMIAL
-from inferencesched._typing import BoolArray, FloatArray, IntArray
+from inferencesched._typing import BoolArray, FloatArray, IndexArray, IntArray
 
 DRAIN, REQUESTS, CONTEXT, BLOCKS, QUEUED, ROOM = range(6)
 # weights, in the order of `MarginalCost`'s fields
@@ -133,3 +133,39 @@ def book(state: FloatArray, w: int, prompt: float, cached: float, output: float,
     state[CONTEXT, w] += prompt
     state[BLOCKS, w] += prompt + output
     state[QUEUED, w] += max(1.0, prompt - cached)
+
+
+# --- books by slot -------------------------------------------------------------------------------------------------
+
+# rows of float64[4, slots]: ms of passes that were sent there, since when the first of them is being computed (seconds), the tokens in flight that
+# we believe in, and whose stay it is
+PENDING, ANCHOR, TOKENS, STAY = range(4)
+
+
+@kernel
+def doubtful(queued: FloatArray, slots: IndexArray, generations: IntArray, books: FloatArray, out: IntArray) -> int:
+    """List slots where a prompt was computed, or an endpoint replaced, since the books were written; return how many."""
+    count = 0
+    for w in range(slots.shape[0]):
+        slot = slots[w]
+        if books[STAY, slot] != generations[w] or (books[PENDING, slot] > 0.0 and books[TOKENS, slot] != queued[w]):
+            out[count] = w
+            count += 1
+    return count
+
+
+@kernel
+def observe(
+    requests: FloatArray, context: FloatArray, queued: FloatArray, blocks: FloatArray, block_size: FloatArray,
+    slots: IndexArray, books: FloatArray, now: float, output: float, kv_tokens: float, state: FloatArray
+) -> None:  # fmt: skip
+    """Fill in the state of the servers; now in seconds."""
+    for w in range(slots.shape[0]):
+        pending = books[PENDING, slots[w]]
+        state[DRAIN, w] = max(0.0, pending - (now - books[ANCHOR, slots[w]]) * 1e3) if pending > 0.0 else 0.0
+        state[REQUESTS, w] = requests[w]
+        state[CONTEXT, w] = context[w]
+        state[BLOCKS, w] = context[w] + output * requests[w]
+        state[QUEUED, w] = queued[w]
+        room = blocks[w] * block_size[w]
+        state[ROOM, w] = room if room > 0.0 else kv_tokens

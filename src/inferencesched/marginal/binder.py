@@ -9,6 +9,7 @@ import numpy as np
 from sortedcontainers import SortedKeyList
 
 from inferencesched._kernels import marginal as kernels
+from inferencesched._kernels._compile import entry
 from inferencesched._typing import BoolArray, FloatArray
 from inferencesched.endpoints import (
     CONTEXT_TOKENS,
@@ -23,7 +24,6 @@ from inferencesched.errors import InvalidInputError, finite_time, whole_number
 from inferencesched.framework import CycleState, ProfileResult, SchedulingResult, Target
 from inferencesched.marginal.cost import MarginalCost
 from inferencesched.members import Membership
-from inferencesched.normalize import known
 from inferencesched.pool import InferencePool
 from inferencesched.producers.forecast import TimingModel
 from inferencesched.request import InferenceRequest
@@ -37,7 +37,20 @@ _FORGET: Final = 0.01
 class Held:
     """Who waits, since when (seconds), and what was known of its prefix when that was asked last?"""
 
-    __slots__ = ("allowed", "asked", "cached", "key", "least", "members", "number", "receipts", "request", "since")
+    __slots__ = (
+        "allowed",
+        "asked",
+        "best",
+        "cached",
+        "key",
+        "least",
+        "members",
+        "number",
+        "prompt",
+        "receipts",
+        "request",
+        "since",
+    )
 
     def __init__(self, request: InferenceRequest, since: float, number: int) -> None:
         self.request = request
@@ -46,7 +59,8 @@ class Held:
         self.key = 0.0
         self.asked = nan
         self.members: Membership | None = None  # of whom it was asked
-        self.least = 0.0
+        self.least = self.best = 0.0
+        self.prompt = float(request.prompt_tokens or 0)
         self.cached: FloatArray = np.zeros(0)
         self.allowed: BoolArray = np.zeros(0, dtype=np.bool_)
         self.receipts: tuple[object, ...] = ()
@@ -61,31 +75,54 @@ class Sent(NamedTuple):
     waited: float
 
 
-class _Server:
-    """What has one server of ours still to compute?"""
+class _Books:
+    """What has each server of ours still to compute, by slot? Rows of the kernel's, and the reservations behind them."""
 
-    __slots__ = ("anchor", "generation", "pending")
+    __slots__ = ("pending", "rows")
 
-    def __init__(self, generation: int) -> None:
-        self.generation = generation
-        self.pending: list[tuple[Reservation, float]] = []  # until its first token; ms of passes
-        self.anchor = 0.0  # since when the first of them is being computed, seconds
+    def __init__(self) -> None:
+        self.rows: FloatArray = np.zeros((4, 8))
+        self.rows[kernels.STAY] = -1.0
+        self.pending: list[list[tuple[Reservation, float]]] = [[] for _ in range(8)]
 
-    def drain(self, now: float) -> float:
-        """Return how long it will still take, ms."""
-        left = [
-            pair
-            for pair in self.pending
-            if pair[0].settlement is None and pair[0].first_token_at != pair[0].first_token_at
-        ]
-        if len(left) != len(self.pending):
-            gone = [r for r, _ in self.pending if r.settlement is not None or r.first_token_at == r.first_token_at]
-            ends = [r.first_token_at if r.first_token_at == r.first_token_at else now for r in gone]
-            self.anchor = max(self.anchor, *ends)
-            self.pending = left
-        if not left:
-            return 0.0
-        return max(0.0, sum(took for _, took in left) - (now - self.anchor) * 1e3)
+    def room(self, slots: int) -> None:
+        """See to it that there is room for so many slots."""
+        have = self.rows.shape[1]
+        if slots > have:
+            more = np.zeros((4, max(slots, 2 * have) - have))
+            more[kernels.STAY] = -1.0
+            self.rows = np.ascontiguousarray(np.concatenate([self.rows, more], axis=1))
+            self.pending += [[] for _ in range(more.shape[1])]
+
+    def revise(self, slot: int, generation: int, queued: float, now: float) -> None:
+        """Strike out whose first token came, or who ended; `queued` is what the pool says is in flight there."""
+        row = self.rows[:, slot]
+        left, ends = [], [row[kernels.ANCHOR]]
+        for pair in self.pending[slot]:
+            reservation = pair[0]
+            first = reservation.first_token_at
+            if reservation.generation != generation:
+                continue
+            if first == first:
+                ends.append(first)
+            elif reservation.settlement is not None:
+                ends.append(now)
+            else:
+                left.append(pair)
+        self.pending[slot] = left
+        row[kernels.PENDING] = sum(took for _, took in left)
+        row[kernels.ANCHOR] = max(ends)
+        row[kernels.TOKENS] = queued
+        row[kernels.STAY] = generation
+
+    def add(self, slot: int, reservation: Reservation, took: float, now: float) -> None:
+        """Enter somebody who was just sent there."""
+        row = self.rows[:, slot]
+        if not self.pending[slot]:
+            row[kernels.ANCHOR] = now
+        self.pending[slot].append((reservation, took))
+        row[kernels.PENDING] += took
+        row[kernels.TOKENS] += reservation.tokens
 
 
 @final
@@ -154,17 +191,19 @@ class LateBinder:
         self.patience, self.width, self.slack, self.refresh = patience, width, slack, refresh
         self.max_tokens: Final = whole_number("max_tokens", max_tokens, low=1)
         self.kv_tokens: Final = whole_number("kv_tokens", kv_tokens, low=1)
+        self._most = float(max_tokens)
         self.kind, self._timing = timing.parameters()
         self._weights = self.cost.weights()
         self._filters = next(iter(scheduler.profiles.values())).filters
         self._held: SortedKeyList[Held, tuple[float, int]] = SortedKeyList(key=lambda held: (held.key, held.number))
         self._by_name: dict[str, Held] = {}
         self._fresh: list[Held] = []  # submitted since the last step: their prefixes are not known yet
-        self._servers: dict[int, _Server] = {}
+        self._books = _Books()
         self._count = 0
+        self._known: tuple[Membership, BoolArray] | None = None  # whose endpoints these are, and all of them
         #: Running means: tokens of an answer, tokens of a prompt that had to be computed, share of prompts that was cached.
         self.output, self.uncached, self.reuse = output, nan, 0.0
-        self._costs, self._plan, self._book = _kernels()
+        self._doubtful, self._observe, self._cost_of, self._plan = _compiled()
 
     def __len__(self) -> int:
         """How many wait?"""
@@ -226,59 +265,76 @@ class LateBinder:
                 self._held.remove(held)
                 self._ask(held, endpoints, now)
                 self._held.add(held)
-        prompts = np.array([float(held.request.prompt_tokens or 0) for held in first])
-        least = np.array([held.least for held in first])
-        shortest = np.argsort(least, kind="stable")
-        longest_first = len(self._held) <= 2 * len(endpoints)
-        order = np.ascontiguousarray(shortest[::-1]) if longest_first else shortest
-        cached = np.array([held.cached for held in first])
-        allowed = np.array([held.allowed for held in first])
-        target = np.empty(len(first), dtype=np.int64)
-        self._plan(
-            self.kind, self._timing, float(self.max_tokens), self._weights, self.output, self.reuse,
-            prompts, cached, allowed, state.copy(), order, target,
-        )  # fmt: skip
-        usual = self.uncached if self.uncached == self.uncached else float(least.mean())
+        targets = [self._cheapest(first[0], state)] if len(first) == 1 else self._planned(first, state)
+        usual = self.uncached if self.uncached == self.uncached else sum(held.least for held in first) / len(first)
         most = self.width * usual + self.slack
         sent = []
-        for r in range(len(first)):  # in the order of the key: whoever waited long is short by then
-            w = int(target[r])
+        for held, w in zip(
+            first, targets, strict=True
+        ):  # in the order of the key: whoever waited long is short by then
             if w < 0 or state[kernels.QUEUED, w] > most:
                 continue
-            after = state[kernels.BLOCKS, w] + prompts[r] + self.output
+            after = state[kernels.BLOCKS, w] + held.prompt + self.output
             if after > state[kernels.ROOM, w] and state[kernels.REQUESTS, w] > 0:
                 continue
-            sent.append(self._go(first[r], w, pool, endpoints, state, now))
+            sent.append(self._go(held, w, pool, endpoints, state, now))
         return sent
+
+    def _cheapest(self, held: Held, state: FloatArray) -> int:
+        """Return where one request costs least."""
+        out = np.empty((2, state.shape[1]))
+        least: int = self._cost_of(
+            self.kind, self._timing, self._most, self._weights, self.output, self.reuse, held.prompt, held.cached,
+            state, held.allowed, out[0], out[1],
+        )  # fmt: skip
+        return least
+
+    def _planned(self, first: list[Held], state: FloatArray) -> list[int]:
+        """Return where each would go, all seen together."""
+        least = np.array([held.least for held in first])
+        order = np.argsort(least, kind="stable")
+        if len(self._held) <= 2 * state.shape[1]:
+            order = np.ascontiguousarray(order[::-1])
+        target = np.empty(len(first), dtype=np.int64)
+        self._plan(
+            self.kind, self._timing, self._most, self._weights, self.output, self.reuse,
+            np.array([held.prompt for held in first]), np.array([held.cached for held in first]),
+            np.array([held.allowed for held in first]), state.copy(), order, target,
+        )  # fmt: skip
+        targets: list[int] = target.tolist()
+        return targets
 
     def _go(self, held: Held, w: int, pool: InferencePool, endpoints: Endpoints, state: FloatArray, now: float) -> Sent:
         """Book one request at one server."""
-        request, prompt = held.request, float(held.request.prompt_tokens or 0)
-        passes = kernels.prefill_ms(
-            self.kind, self._timing, float(self.max_tokens), max(1.0, prompt - held.cached[w]), float(held.cached[w]),
-            state[kernels.CONTEXT, w], state[kernels.REQUESTS, w], state[kernels.ROOM, w],
-        )  # fmt: skip
+        request, prompt, cached = held.request, held.prompt, float(held.cached[w])
+        took = self._passes(prompt, cached, state[:, w])
         name, (slot, generation), address = endpoints.identity(w)
-        target = Target(name, slot, generation, 1.0, max(0, int(prompt - held.cached[w])), address)
-        result = SchedulingResult(
-            request, DEFAULT_PROFILE, {DEFAULT_PROFILE: ProfileResult((target,))}, endpoints.version, held.receipts
-        )
+        target = Target(name, slot, generation, 1.0, max(0, int(prompt - cached)), address)
+        profiles = {DEFAULT_PROFILE: ProfileResult((target,))}
+        result = SchedulingResult(request, DEFAULT_PROFILE, profiles, endpoints.version, held.receipts)
         reservation = self.scheduler.reserve(result, pool, now=now)
         reservation.listeners = (*reservation.listeners, self._settled)
-        server = self._server(slot, generation)
-        if not server.pending:
-            server.anchor = now
-        server.pending.append((reservation, passes))
-        self._book(state, w, prompt, float(held.cached[w]), self.output, passes)
+        self._books.add(slot, reservation, took, now)
+        state[kernels.DRAIN, w] += took
+        state[kernels.REQUESTS, w] += 1.0
+        state[kernels.CONTEXT, w] += prompt
+        state[kernels.BLOCKS, w] += prompt + self.output
+        state[kernels.QUEUED, w] += max(1.0, prompt - cached)
         del self._by_name[request.request_id]
         self._held.remove(held)
-        uncached = prompt - float(held.cached[w])
-        self.uncached = (
-            uncached if self.uncached != self.uncached else self.uncached + _FORGET * (uncached - self.uncached)
-        )
-        share = float(held.cached[held.allowed].max()) / prompt if prompt else 0.0
+        uncached = prompt - cached
+        before = self.uncached
+        self.uncached = uncached if before != before else before + _FORGET * (uncached - before)
+        share = held.best / prompt if prompt else 0.0
         self.reuse += _FORGET * (min(1.0, share) - self.reuse)
         return Sent(request, reservation, held.key, now - held.since)
+
+    def _passes(self, prompt: float, cached: float, state: FloatArray) -> float:
+        """Return how long a server's passes for a prompt take, ms."""
+        return kernels.prefill_ms(
+            self.kind, self._timing, self._most, max(1.0, prompt - cached), cached,
+            state[kernels.CONTEXT], state[kernels.REQUESTS], state[kernels.ROOM],
+        )  # fmt: skip
 
     def _settled(self, settlement: Settlement) -> None:
         """Learn how long answers are."""
@@ -291,38 +347,45 @@ class LateBinder:
     def _ask(self, held: Held, endpoints: Endpoints, now: float) -> None:
         """Find out where a request's prefix is, and who may take it."""
         cycle = CycleState(now, _NO_CHANCE, endpoints.sequence)
-        known_of, held.receipts = self.scheduler.produce(held.request, endpoints, cycle)
-        prompt = float(held.request.prompt_tokens or 0)
-        held.cached = np.minimum(known(known_of[PREFIX_TOKENS]), prompt)
-        held.allowed = np.ones(len(endpoints), dtype=np.bool_)
-        if self._filters:
-            kept = known_of
+        held.allowed = self._everybody(endpoints)
+        if len(self.scheduler.producers) == 1 and not self._filters:
+            produced = self.scheduler.producers[0].produce(held.request, endpoints, cycle)
+            column, held.receipts = produced.columns[PREFIX_TOKENS], (produced.receipt,)
+        else:
+            told, held.receipts = self.scheduler.produce(held.request, endpoints, cycle)
+            column, kept = told[PREFIX_TOKENS], told
             for plugin in self._filters:
                 kept = kept.where(plugin.filter(held.request, kept, cycle))
-            held.allowed = np.isin(endpoints.slots, kept.slots)
+            if len(kept) < len(endpoints):
+                held.allowed = np.isin(endpoints.slots, kept.slots)
+        held.cached = np.fmin(np.fmax(column, 0.0), held.prompt)  # unknown is nothing
         held.asked, held.members = now, endpoints.members
-        best = float(held.cached[held.allowed].max()) if held.allowed.any() else 0.0
-        held.least = max(1.0, prompt - best)
+        held.best = float(held.cached.max(where=held.allowed, initial=0.0))
+        held.least = max(1.0, held.prompt - held.best)
         held.key = held.least + self.patience * held.since * 1e3
+
+    def _everybody(self, endpoints: Endpoints) -> BoolArray:
+        """Return ``bool[E]``, all of them; the same array as long as they are the same."""
+        if self._known is None or self._known[0] is not endpoints.members:
+            self._known = (endpoints.members, np.ones(len(endpoints), dtype=np.bool_))
+        return self._known[1]
 
     def _state(self, endpoints: Endpoints, now: float) -> FloatArray:
         """Return what the servers have to do, ``float64[6, E]``."""
+        slots, generations, queued = endpoints.slots, endpoints.generations, endpoints[INFLIGHT_TOKENS]
+        if self._known is None or self._known[0] is not endpoints.members:
+            self._books.room(int(slots.max()) + 1)
+            self._everybody(endpoints)
         state = np.empty((6, len(endpoints)))
-        state[kernels.REQUESTS] = endpoints[INFLIGHT_REQUESTS]
-        state[kernels.CONTEXT] = endpoints[CONTEXT_TOKENS]
-        state[kernels.BLOCKS] = state[kernels.CONTEXT] + self.output * state[kernels.REQUESTS]
-        state[kernels.QUEUED] = endpoints[INFLIGHT_TOKENS]
-        room = endpoints[KV_BLOCKS] * endpoints[KV_BLOCK_SIZE]
-        state[kernels.ROOM] = np.where(room > 0, room, float(self.kv_tokens))
-        stays = zip(endpoints.slots.tolist(), endpoints.generations.tolist(), strict=True)
-        state[kernels.DRAIN] = [self._server(slot, generation).drain(now) for slot, generation in stays]
+        doubted = np.empty(len(endpoints), dtype=np.int64)
+        books = self._books
+        for w in doubted[: self._doubtful(queued, slots, generations, books.rows, doubted)].tolist():
+            books.revise(int(slots[w]), int(generations[w]), float(queued[w]), now)
+        self._observe(
+            endpoints[INFLIGHT_REQUESTS], endpoints[CONTEXT_TOKENS], queued, endpoints[KV_BLOCKS],
+            endpoints[KV_BLOCK_SIZE], slots, books.rows, now, self.output, float(self.kv_tokens), state,
+        )  # fmt: skip
         return state
-
-    def _server(self, slot: int, generation: int) -> _Server:
-        server = self._servers.get(slot)
-        if server is None or server.generation != generation:
-            server = self._servers[slot] = _Server(generation)
-        return server
 
 
 #: Prefixes are looked up, not drawn.
@@ -330,5 +393,15 @@ _NO_CHANCE: Final = np.random.default_rng(0)
 
 
 @cache
-def _kernels() -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
-    return kernels.costs, kernels.plan, kernels.book
+def _compiled() -> tuple[Callable[..., Any], ...]:
+    """Return the kernels for arrays as they come here: `doubtful`, `observe`, `costs` and `plan`."""
+    row, state = np.zeros(2), np.zeros((6, 2))
+    slots, numbers, mask = np.zeros(2, dtype=np.intp), np.zeros(2, dtype=np.int64), np.ones(2, dtype=np.bool_)
+    one = 1.0
+    many = np.zeros((2, 2))
+    return (
+        entry(kernels.doubtful, row, slots, numbers, state, numbers),
+        entry(kernels.observe, row, row, row, row, row, slots, state, one, one, one, state),
+        entry(kernels.costs, 1, row, one, row, one, one, one, row, state, mask, row, row),
+        entry(kernels.plan, 1, row, one, row, one, one, row, many, many > 0, state, numbers, numbers),
+    )

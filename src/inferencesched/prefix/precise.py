@@ -114,6 +114,7 @@ class PrecisePrefixProducer:
         self._worth: FloatArray = np.array(
             [max((weights.get(tier, 1.0) for tier in Tier if flags & tier), default=0.0) for flags in range(16)]
         )
+        self._plain = not count_blocks and float(self._worth[int(Tier.DEVICE)]) == 1.0
         self._mixed: set[int] = set()  # slots that were said to hold something elsewhere than on the device
         self._stays = Stays()
         self._lookups = Lookups()
@@ -176,6 +177,8 @@ class PrecisePrefixProducer:
         with self._lock:
             self._forget_old(cycle.now)
             slots = endpoints.slots
+            if self._plain and not self._mixed:
+                return self._in_one(hashes, endpoints)
             owned = self._stays.current(slots, endpoints.generations)
             places = np.where(owned, slots, 0)
             told = np.where(owned, self.index.match(hashes)[places], 0).astype(np.int64)
@@ -191,6 +194,23 @@ class PrecisePrefixProducer:
         if readable is not None:
             columns |= {CACHED_BLOCKS: reach.astype(np.float64), READABLE_BLOCKS: readable}
         return Produced(columns, PrefixReceipt(hashes, endpoints, reach))
+
+    def _in_one(self, hashes: HashArray, endpoints: Endpoints) -> Produced[PrefixReceipt]:
+        """Return the same, where all that is held lies on the device, and counts in full: in one kernel."""
+        slots, generations = endpoints.slots, endpoints.generations
+        matched, rows = np.empty(len(endpoints), dtype=np.int64), np.empty((2, len(endpoints)))
+        depths = self.index.match(hashes)
+        if self._recency is not None:
+            if len(hashes):
+                told = self._stays.held(depths, slots, generations, len(hashes), self.block_size, matched, rows)
+                self._lookups.count(hit=told > 0)
+            np.maximum(depths, self.speculative.match(hashes), out=depths)
+        most = self._stays.held(depths, slots, generations, len(hashes), self.block_size, matched, rows)
+        if len(hashes) and self._recency is None:
+            self._lookups.count(hit=most > 0)
+        return Produced(
+            {PREFIX_MATCH: rows[0], PREFIX_TOKENS: rows[1]}, PrefixReceipt(hashes, endpoints, matched), True
+        )
 
     def tiers(self, request: InferenceRequest, endpoints: Endpoints, *, now: float) -> TierMatch | None:
         """On which tiers does each endpoint hold how many of the prompt's first blocks? None without hashes or tokens.
@@ -257,6 +277,8 @@ class PrecisePrefixProducer:
     def _weighed(self, hashes: HashArray, told: IntArray, slots: IntArray) -> FloatArray:
         """Return what the matched blocks are worth, float64[E]."""
         worth: FloatArray = told * self._worth[int(Tier.DEVICE)]
+        if not self._mixed:
+            return worth
         for i in np.flatnonzero(told).tolist():
             if int(slots[i]) in self._mixed:
                 flags = self._applier.tiers_of(int(slots[i]), hashes[: told[i]])
