@@ -21,7 +21,7 @@ from inferencesched import (
     Usage,
 )
 from inferencesched._kernels import marginal as kernels
-from inferencesched.errors import InvalidInputError
+from inferencesched.errors import InvalidInputError, UnknownNameError
 from inferencesched.marginal import LateBinder, MarginalCost
 from inferencesched.prefix.producer import ApproximatePrefixProducer
 from inferencesched.simulator import TIMINGS, Cluster, EngineConfig, Traffic, generate, policy, simulate, timing
@@ -68,8 +68,15 @@ def naive_costs(model, most, cost, output, reuse, prompt, cached, state):
     best = max(cached)
     answers = []
     for w, h in enumerate(cached):
-        drain, requests, context, blocks, _, room = state[:, w]
-        own = kernels.prefill_ms(kind, t, most, max(1.0, prompt - h), h, context, requests, room)
+        drain, requests, context, blocks, queued, room = state[:, w]
+        tokens = max(1.0, prompt - h)
+        own = kernels.prefill_ms(kind, t, most, tokens, h, context, requests, room)
+        if queued > 0 and queued + tokens + requests <= most:  # one pass computes both
+            both, there = (
+                kernels.prefill_ms(kind, t, most, count, 0.0, context, requests, room)
+                for count in (queued + tokens, queued)
+            )
+            own = min(own, max(0.0, both - there))
         slope = t[4] if kind else max(0.0, (2 * t[3] * min(1.0, context / room) + t[4]) / room)
         token = t[2] if kind else t[1]
         stick = cost.duplicate + cost.crowding * reuse / (1 - min(reuse, 0.95))
@@ -146,6 +153,7 @@ def fleet(count=2, **values):
 
 
 def binder(*filters, **parameters):
+    parameters = {"slack": 0.0} | parameters
     prefix = ApproximatePrefixProducer(block_size=64, seed=1)
     scheduler = Scheduler(SchedulingProfile(MaxScorePicker(), (), filters), producers=(prefix,))
     return LateBinder(scheduler, H100, **parameters)
@@ -237,6 +245,30 @@ def test_it_learns_how_long_answers_are():
     (sent,) = late.step(pool, now=0.0)
     sent.reservation.complete(Usage(1000, 1200, 0), now=1.0)
     assert late.output == pytest.approx(210.0)
+
+
+def test_why_somebody_waits_is_told_and_the_parts_add_up():
+    pool, late = fleet(2), binder(LabelFilter("zone", ("eu",)), width=0.0)
+    pool.join("eu", values={KV_BLOCKS: 1000.0, KV_BLOCK_SIZE: 64.0}, labels={"zone": "eu"})
+    pool.join("eu2", values={KV_BLOCKS: 40.0, KV_BLOCK_SIZE: 64.0}, labels={"zone": "eu"})
+    for i in range(3):
+        late.submit(ask(f"r{i}", 2000 + i), now=0.0)
+    assert sorted(each.reservation.endpoint for each in late.step(pool, now=0.0)) == ["eu", "eu2"]
+    told = late.explain("r2", pool, now=0.01)
+    assert (told.request_id, told.ahead, told.waited) == ("r2", 0, 0.01)
+    assert [each.waits_for for each in told.servers] == ["prefill", "prefill", "filters", "filters"]
+    assert told.servers[0].endpoint == "eu" and told.servers[1].barrier > 1000 > told.servers[0].barrier
+    state = late._state(pool.snapshot(), 0.01)
+    out, passes = np.empty(4), np.empty(4)
+    kernels.costs(
+        late.kind, late._timing, 8192.0, late._weights, late.output, late.reuse, 2002.0, np.zeros(4), state,
+        np.ones(4, dtype=np.bool_), out, passes,
+    )  # fmt: skip
+    by_name = dict(zip(pool.names, out.tolist(), strict=True))
+    assert {each.endpoint: each.cost for each in told.servers} == pytest.approx(by_name)
+    assert "eu2" in str(told) and len(late) == 1
+    with pytest.raises(UnknownNameError, match="r9"):
+        late.explain("r9", pool, now=0.01)
 
 
 def test_who_left_waits_no_more():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from inferencesched import INFLIGHT_REQUESTS, Scheduler
-from inferencesched.errors import UnknownNameError
+from inferencesched.errors import InvalidInputError, UnknownNameError
 from inferencesched.simulator import (
     POLICIES,
     Cluster,
@@ -22,6 +22,8 @@ from inferencesched.simulator import (
 from inferencesched.simulator.policies import CEILING, FLOOR
 
 SERVERS = 4
+#: Who sends each request when it comes.
+AT_ONCE = [name for name, each in POLICIES.items() if each.bind is None]
 #: Who is meant to leave servers free.
 FILLS_UP = ("always-busiest", "polyserve")
 TRAFFIC = generate(Traffic(requests=60, rate=30.0, system_tokens=600, user_tokens=300, output_tokens=40), seed=5)
@@ -65,8 +67,8 @@ def test_the_names_cannot_be_changed():
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_every_policy_builds_a_scheduler_of_its_own_and_serves_everybody(name):
-    simulation = Simulation(TRAFFIC, policy(name), Cluster(servers=SERVERS))
-    first, second = policy(name).build(simulation.fleet), policy(name).build(simulation.fleet)
+    fleet = Simulation(TRAFFIC, policy("random"), Cluster(servers=SERVERS)).fleet
+    first, second = policy(name).build(fleet), policy(name).build(fleet)
     assert isinstance(first, Scheduler) and first is not second
     assert all(one is not other for one, other in zip(first.producers, second.producers, strict=True))
     replay = simulate(TRAFFIC, policy(name), Cluster(servers=SERVERS))
@@ -75,7 +77,7 @@ def test_every_policy_builds_a_scheduler_of_its_own_and_serves_everybody(name):
         assert set(replay.server.tolist()) == set(range(SERVERS))
 
 
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("name", AT_ONCE)
 def test_only_a_policy_that_reads_scraped_signals_is_given_them(name):
     *_, (simulation, _, _) = decided(name)
     known = simulation.pool.snapshot().age(1e9) < np.inf
@@ -181,3 +183,8 @@ def test_clairvoyant_is_no_worse_than_any_other(seed):
     cluster = Cluster(servers=SERVERS, seed=seed, engine=EngineConfig(kv_blocks=4096))
     mean = {name: simulate(traffic, policy(name), cluster).figures["e2e_mean"] for name in POLICIES}
     assert mean[CEILING] == min(mean.values()) < mean[FLOOR]
+
+
+def test_who_holds_requests_back_is_no_plain_simulation():
+    with pytest.raises(InvalidInputError, match="marginal"):
+        Simulation(TRAFFIC, policy("marginal"), Cluster())

@@ -23,6 +23,7 @@ from inferencesched.simulator import (
     Cluster,
     EngineConfig,
     FlowControl,
+    Policy,
     Queueing,
     Replay,
     Run,
@@ -45,6 +46,8 @@ from inferencesched.simulator import tenants as tenants_named
 from inferencesched.simulator import (
     timing as timing_named,
 )
+from inferencesched.simulator.late import LateSimulation
+from inferencesched.simulator.policies import USUAL
 from inferencesched.simulator.queueing import NONE
 
 _errors = Console(stderr=True, highlight=False)
@@ -78,6 +81,8 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
             click.option("--timing", default="dynamo-mocker", show_default=True, help="step-time model"),
             click.option("--speedup", default=1.0, show_default=True, help="arrivals so many times as fast"),
             click.option("--scrape-ms", default=50.0, show_default=True, help="age of scraped signals; 0 is fresh"),
+            click.option("--answer-ms", default=0.0, show_default=True, help="so late is a token or an end heard of"),
+            click.option("--news-ms", default=0.0, show_default=True, help="so late is a KV event heard of"),
             click.option("--seed", default=0, show_default=True, help="of every draw"),
             click.option("--partial", is_flag=True, help="replay what comes before a broken trace line"),
         )
@@ -118,6 +123,13 @@ def _waiting_options(command: Callable[..., Any]) -> Callable[..., Any]:
     ):
         command = option(command)
     return command
+
+
+def _policies(names: str) -> list[Policy]:
+    """Return the policies of these names, in order; ``all`` is every one."""
+    if names.strip() == "all":
+        return list(POLICIES.values())
+    return [policy_named(name.strip()) for name in names.split(",")]
 
 
 def _fail(error: InferenceSchedError) -> NoReturn:
@@ -166,7 +178,12 @@ def simulate(trace: Path | None, policy_name: str, flow_name: str, as_json: bool
 @main.command()
 @_options
 @_waiting_options
-@click.option("--policies", default=",".join(POLICIES), show_default=True, help="names, comma-separated")
+@click.option(
+    "--policies",
+    default=",".join(USUAL),
+    show_default=True,
+    help=f"names, comma-separated, or all: {', '.join(POLICIES)}",
+)
 @click.option("--flow", "flow_names", default=NONE, show_default=True, help=f"as many of: {_FLOW_HELP}")
 @click.option("--loads", default=None, help=f"multiples of --speedup, comma-separated; with --out: {_LOADS}")
 @click.option("--out", type=click.Path(path_type=Path), help="folder for the picture and the figures")
@@ -181,7 +198,7 @@ def compare(
     **options: Any,
 ) -> None:
     """Replay a trace under several policies and flow controls; print a table, and draw latency over load."""
-    chosen = [policy_named(name.strip()) for name in policies.split(",")]
+    chosen = _policies(policies)
     flows = [_flow(name.strip(), options) for name in flow_names.split(",")]
     multiples = _numbers("loads", loads or ("1" if out is None else _LOADS))
     cluster = _cluster(options)
@@ -224,6 +241,9 @@ def explain(trace: Path | None, policy_name: str, place: int, as_json: bool, **o
     workload = _workload(trace, options)
     if not 0 <= place < len(workload):
         raise InvalidInputError("request", place, f"0 to {len(workload) - 1}")
+    if chosen.bind is not None:
+        _explain_binding(LateSimulation(workload, chosen, cluster), place, as_json=as_json)
+        return
     simulation = Simulation(workload, chosen, cluster)
     for _ in range(place):
         simulation.step()
@@ -235,6 +255,19 @@ def explain(trace: Path | None, policy_name: str, place: int, as_json: bool, **o
         _print_json(explanation.to_dict())
     else:
         click.echo(str(explanation))
+
+
+def _explain_binding(simulation: LateSimulation, place: int, *, as_json: bool) -> None:
+    """Say what a request would cost at each server when it comes, for a policy that holds requests back."""
+    for _ in range(place):
+        simulation.step()
+    name, now = simulation.arrive()
+    told = simulation.binder.explain(name, simulation.pool, now=now / 1e3)
+    if as_json:
+        servers = [each._asdict() | {"cost": each.cost} for each in told.servers]
+        _print_json(told._asdict() | {"servers": servers})
+    else:
+        click.echo(f"request {name!r}: {told}")
 
 
 @main.command()
@@ -293,6 +326,8 @@ def _cluster(options: dict[str, Any]) -> Cluster:
         timing=timing_named(options["timing"]),
         speedup=options["speedup"],
         scrape_ms=options["scrape_ms"],
+        answer_ms=options["answer_ms"],
+        news_ms=options["news_ms"],
         seed=options["seed"],
     )
 
@@ -396,12 +431,15 @@ def _record(workload: Workload, cluster: Cluster, run: Run) -> dict[str, object]
         "timing": cluster.timing.name,
         "speed": cluster.speedup * run.load,
         "scrape_ms": cluster.scrape_ms,
+        "answer_ms": cluster.answer_ms,
+        "news_ms": cluster.news_ms,
         "seed": cluster.seed,
     }
     record |= {key: value if isfinite(value) else None for key, value in replay.figures.items()}
     if replay.waiting is not None:
         record |= {"flow": replay.flow, "waiting": replay.waiting.to_dict()}
-    return record | {"decision_us_p50": replay.decision_us_p50, "wall_s": replay.wall_s}
+    took = replay.decision_us_p50
+    return record | {"decision_us_p50": took if isfinite(took) else None, "wall_s": replay.wall_s}
 
 
 def _show(runs: Sequence[Run], *, title: str, load: float = 1.0) -> None:

@@ -69,6 +69,28 @@ def prefill_ms(
 
 
 @kernel
+def added_ms(
+    kind: int, timing: FloatArray, most: float, tokens: float, before: float, queued: float, context: float, requests: float,
+    room: float
+) -> float:  # fmt: skip
+    """Return by how much the passes of a server get longer for so many tokens more, behind `queued` ones that are not computed yet.
+
+    Where all fit into one pass its fixed part is paid once. What is queued is taken to have nothing cached before it.
+    """
+    alone = prefill_ms(kind, timing, most, tokens, before, context, requests, room)
+    if queued <= 0.0 or queued + tokens + requests > most:
+        return alone
+    together = prefill_ms(kind, timing, most, queued + tokens, 0.0, context, requests, room)
+    return min(alone, max(0.0, together - prefill_ms(kind, timing, most, queued, 0.0, context, requests, room)))
+
+
+@kernel
+def fixed_tokens(kind: int, timing: FloatArray) -> float:
+    """Return how many prompt tokens cost as much as the fixed part of a pass."""
+    return float(timing[2] / timing[1] if kind == POLYNOMIAL else (timing[0] + timing[1]) / timing[2])
+
+
+@kernel
 def per_token_ms(kind: int, timing: FloatArray) -> float:
     """Return what a prompt token costs at the least."""
     return float(timing[1] if kind == POLYNOMIAL else timing[2])
@@ -93,7 +115,8 @@ def costs(
         if not allowed[w]:
             continue
         requests, context, room = state[REQUESTS, w], state[CONTEXT, w], state[ROOM, w]
-        own = prefill_ms(kind, timing, most, max(1.0, prompt - cached[w]), cached[w], context, requests, room)
+        tokens = max(1.0, prompt - cached[w])
+        own = added_ms(kind, timing, most, tokens, cached[w], state[QUEUED, w], context, requests, room)
         passes[w] = own
         cost = weights[OWN] * (state[DRAIN, w] + own) + weights[STALL] * requests * own
         cost += output * slope_ms(kind, timing, context, room) * (context + weights[OTHERS] * requests * prompt)
@@ -162,7 +185,8 @@ def observe(
     """Fill in the state of the servers; now in seconds."""
     for w in range(slots.shape[0]):
         pending = books[PENDING, slots[w]]
-        state[DRAIN, w] = max(0.0, pending - (now - books[ANCHOR, slots[w]]) * 1e3) if pending > 0.0 else 0.0
+        since = (now - books[ANCHOR, slots[w]]) * 1e3
+        state[DRAIN, w] = max(0.0, pending - since) if pending > 0.0 else 0.0
         state[REQUESTS, w] = requests[w]
         state[CONTEXT, w] = context[w]
         state[BLOCKS, w] = context[w] + output * requests[w]

@@ -6,5 +6,6 @@ free. `MarginalCost` is the cost, `LateBinder` holds and sends.
 
 from inferencesched.marginal.binder import Held, LateBinder, Sent
 from inferencesched.marginal.cost import MarginalCost
+from inferencesched.marginal.explain import BindingExplanation, CostParts
 
-__all__ = ["Held", "LateBinder", "MarginalCost", "Sent"]
+__all__ = ["BindingExplanation", "CostParts", "Held", "LateBinder", "MarginalCost", "Sent"]

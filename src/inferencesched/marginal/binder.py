@@ -20,9 +20,10 @@ from inferencesched.endpoints import (
     PREFIX_TOKENS,
     Endpoints,
 )
-from inferencesched.errors import InvalidInputError, finite_time, whole_number
+from inferencesched.errors import InvalidInputError, UnknownNameError, finite_time, whole_number
 from inferencesched.framework import CycleState, ProfileResult, SchedulingResult, Target
 from inferencesched.marginal.cost import MarginalCost
+from inferencesched.marginal.explain import BindingExplanation, CostParts, parts_of
 from inferencesched.members import Membership
 from inferencesched.pool import InferencePool
 from inferencesched.producers.forecast import TimingModel
@@ -131,8 +132,8 @@ class LateBinder:
 
     Requests wait in order of ``n + patience * since`` (n: tokens that the best server would have to compute; ms), so that short ones go first and
     nobody starves. At every `step` the first `window` of them are planned together, each where `cost` is least given those before it:
-    the longest first while few wait, the shortest first in a backlog. Those whose server has no more than `width` mean prompts (and
-    `slack` tokens) left to compute, and room for their KV cache, are sent, in the order in which they wait; the others are planned again later.
+    the longest first while few wait, the shortest first in a backlog. Those whose server has no more than `width` mean prompts and
+    `slack` times the tokens that cost as much as beginning a pass left to compute, and room for their KV cache, are sent, in the order in which they wait; the others are planned again later.
 
     Parameters
     ----------
@@ -168,7 +169,7 @@ class LateBinder:
         window: int = 32,
         patience: float = 0.5,
         width: float = 1.0,
-        slack: float = 0.0,
+        slack: float = 2.0,
         max_tokens: int = 8_192,
         kv_tokens: int = 1_048_576,
         refresh: float = 0.05,
@@ -194,6 +195,7 @@ class LateBinder:
         self._most = float(max_tokens)
         self.kind, self._timing = timing.parameters()
         self._weights = self.cost.weights()
+        self._fixed = kernels.fixed_tokens(self.kind, self._timing)
         self._filters = next(iter(scheduler.profiles.values())).filters
         self._held: SortedKeyList[Held, tuple[float, int]] = SortedKeyList(key=lambda held: (held.key, held.number))
         self._by_name: dict[str, Held] = {}
@@ -255,6 +257,33 @@ class LateBinder:
                     break
         return sent
 
+    def explain(self, request_id: str, pool: InferencePool, *, now: float) -> BindingExplanation:
+        """Why does this request wait, and what would it cost at each server now? Changes nothing that decides.
+
+        Errors: `UnknownNameError` for a request that does not wait.
+        """
+        finite_time(now)
+        held = self._by_name.get(request_id)
+        if held is None:
+            raise UnknownNameError("request_id", request_id, list(self._by_name))
+        with pool.lock:
+            endpoints = pool.snapshot()
+            state = self._state(endpoints, now)
+            seen = Held(held.request, held.since, held.number)
+            self._ask(seen, endpoints, now)
+        most = self._widest([seen])
+        servers = []
+        for w, (name, allowed) in enumerate(zip(endpoints.names, seen.allowed.tolist(), strict=True)):
+            parts = parts_of(
+                self.kind, self._timing, self._most, self.cost, self.output, self.reuse, seen.prompt,
+                float(seen.cached[w]), seen.best, state[:, w],
+            )  # fmt: skip
+            why = self._waits_for(seen, w, state, most) if allowed else "filters"
+            servers.append(CostParts(name, *parts, int(seen.cached[w]), int(state[kernels.QUEUED, w]), why))
+        servers.sort(key=lambda each: (each.waits_for == "filters", each.cost))
+        ahead = sum(other.key < seen.key for other in self._held)
+        return BindingExplanation(request_id, now - held.since, seen.key, ahead, tuple(servers))
+
     # -- one round ----------------------------------------------------------------------------------------
 
     def _send(self, pool: InferencePool, endpoints: Endpoints, state: FloatArray, now: float) -> list[Sent]:
@@ -266,19 +295,26 @@ class LateBinder:
                 self._ask(held, endpoints, now)
                 self._held.add(held)
         targets = [self._cheapest(first[0], state)] if len(first) == 1 else self._planned(first, state)
-        usual = self.uncached if self.uncached == self.uncached else sum(held.least for held in first) / len(first)
-        most = self.width * usual + self.slack
+        most = self._widest(first)
         sent = []
         for held, w in zip(
             first, targets, strict=True
         ):  # in the order of the key: whoever waited long is short by then
-            if w < 0 or state[kernels.QUEUED, w] > most:
-                continue
-            after = state[kernels.BLOCKS, w] + held.prompt + self.output
-            if after > state[kernels.ROOM, w] and state[kernels.REQUESTS, w] > 0:
-                continue
-            sent.append(self._go(held, w, pool, endpoints, state, now))
+            if w >= 0 and not self._waits_for(held, w, state, most):
+                sent.append(self._go(held, w, pool, endpoints, state, now))
         return sent
+
+    def _widest(self, first: list[Held]) -> float:
+        """Return how many prompt tokens a server may still have to compute when it is sent one more prompt."""
+        usual = self.uncached if self.uncached == self.uncached else sum(held.least for held in first) / len(first)
+        return self.width * usual + self.slack * self._fixed
+
+    def _waits_for(self, held: Held, w: int, state: FloatArray, most: float) -> str:
+        """Return what a request would have to wait for at a server; nothing where it may go."""
+        if state[kernels.QUEUED, w] > most:
+            return "prefill"
+        after = state[kernels.BLOCKS, w] + held.prompt + self.output
+        return "kv" if after > state[kernels.ROOM, w] and state[kernels.REQUESTS, w] > 0 else ""
 
     def _cheapest(self, held: Held, state: FloatArray) -> int:
         """Return where one request costs least."""
@@ -331,8 +367,8 @@ class LateBinder:
 
     def _passes(self, prompt: float, cached: float, state: FloatArray) -> float:
         """Return how long a server's passes for a prompt take, ms."""
-        return kernels.prefill_ms(
-            self.kind, self._timing, self._most, max(1.0, prompt - cached), cached,
+        return kernels.added_ms(
+            self.kind, self._timing, self._most, max(1.0, prompt - cached), cached, state[kernels.QUEUED],
             state[kernels.CONTEXT], state[kernels.REQUESTS], state[kernels.ROOM],
         )  # fmt: skip
 

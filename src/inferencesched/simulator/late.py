@@ -31,8 +31,8 @@ class LateSimulation(Course):
         self.wait: FloatArray = np.full(len(workload), np.nan)
         self.arrived = 0
 
-    def step(self) -> int:
-        """Bring the next arrival; return how many went to a server."""
+    def arrive(self) -> tuple[str, float]:
+        """Bring the next arrival and have it wait; return its id and its time in ms. Nobody is sent yet."""
         place = self.arrived
         now = self._arrival[place]
         self._pass(now)
@@ -40,6 +40,11 @@ class LateSimulation(Course):
             self._look(now)
         self.arrived += 1
         self.binder.submit(self.request(place), now=now / 1e3)
+        return str(place), now
+
+    def step(self) -> int:
+        """Bring the next arrival; return how many went to a server."""
+        _, now = self.arrive()
         if self.arrived < len(self._arrival) and self._arrival[self.arrived] == now:
             return 0  # who comes at the same time is planned together
         return self._send(now)

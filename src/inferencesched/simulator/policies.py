@@ -392,6 +392,20 @@ _ALL: Final = (
     Policy("clairvoyant", "fresh state, true lengths, one-step roll-out: a strong reference, not a bound", _ceiling()),
 )
 
+#: Which are compared where nobody says: the ends of the table, what gateways do by default, the strongest rules, and ours.
+USUAL: Final = (
+    "random",
+    "round-robin",
+    "least-request",
+    "power-of-two",
+    "gie-default",
+    "dynamo-kv",
+    "lmetric",
+    "preble-in-flight",
+    "marginal",
+    "clairvoyant",
+)
+
 POLICIES: Final[Mapping[str, Policy]] = MappingProxyType({policy.name: policy for policy in _ALL})
 
 

@@ -177,6 +177,13 @@ class Simulation(Course):
     Stepwise: `step` brings the next arrival and decides it, `finish` drains the servers.
     """
 
+    def __init__(self, workload: Workload, policy: Policy, cluster: Cluster) -> None:
+        if policy.bind is not None:
+            raise InvalidInputError(
+                "policy", policy.name, "a policy that sends each request when it comes (`LateSimulation`)"
+            )
+        super().__init__(workload, policy, cluster)
+
     def arrive(self) -> tuple[InferenceRequest, float]:
         """Advance everything to the next arrival; return it and its time in ms. Nothing is decided yet."""
         place = self.decided
