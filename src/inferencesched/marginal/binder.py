@@ -132,8 +132,9 @@ class LateBinder:
 
     Requests wait in order of ``n + patience * since`` (n: tokens that the best server would have to compute; ms), so that short ones go first and
     nobody starves. At every `step` the first `window` of them are planned together, each where `cost` is least given those before it:
-    the longest first while few wait, the shortest first in a backlog. Those whose server has no more than `width` mean prompts and
-    `slack` times the tokens that cost as much as beginning a pass left to compute, and room for their KV cache, are sent, in the order in which they wait; the others are planned again later.
+    the longest first while few wait, the shortest first in a backlog. Those whose server has not much left to compute, and
+    room for their KV cache, are sent, in the order in which they wait; the others are planned again later. Not much is `width` mean prompts, or, where
+    prompts are short, `slack` times the tokens that cost as much as beginning a pass does: what rides along there is nearly free.
 
     Parameters
     ----------
@@ -169,7 +170,7 @@ class LateBinder:
         window: int = 32,
         patience: float = 0.5,
         width: float = 1.0,
-        slack: float = 2.0,
+        slack: float = 8.0,
         max_tokens: int = 8_192,
         kv_tokens: int = 1_048_576,
         refresh: float = 0.05,
@@ -307,7 +308,7 @@ class LateBinder:
     def _widest(self, first: list[Held]) -> float:
         """Return how many prompt tokens a server may still have to compute when it is sent one more prompt."""
         usual = self.uncached if self.uncached == self.uncached else sum(held.least for held in first) / len(first)
-        return self.width * usual + self.slack * self._fixed
+        return max(self.width * usual, self.slack * self._fixed)
 
     def _waits_for(self, held: Held, w: int, state: FloatArray, most: float) -> str:
         """Return what a request would have to wait for at a server; nothing where it may go."""
