@@ -17,7 +17,8 @@ from inferencesched.simulator.policies import USUAL
 FIGURES = [
     "completed", "rps", "out_tps", "hit", "hit_first", "ttft_mean", "ttft_p50", "ttft_p90", "ttft_p95", "ttft_p99",
     "tpot_mean", "tpot_p50", "tpot_p90", "tpot_p99", "itl_mean", "itl_p50", "itl_p99", "e2e_mean", "e2e_p50",
-    "e2e_p90", "e2e_p99", "readmissions", "regret_blocks", "goodput_requests",
+    "e2e_p90", "e2e_p99", "readmissions", "regret_blocks", "uneven_requests", "uneven_prefill", "growth",
+    "goodput_requests",
 ]  # fmt: skip
 #: What differs from run to run.
 TIMES = {"decision_us_p50", "wall_s"}
@@ -450,3 +451,40 @@ def test_warmup_leaves_nothing_to_compile(run):
         "prefix_events.store",
         "hashing.chain_blocks",
     }
+
+
+# --- sweep -------------------------------------------------------------------------------------------------------
+
+
+def swept(run, trace, out, *more):
+    return run(
+        "sweep", trace, "--policies", "random,lmetric", "--loads", "1,4", "--fleets", "2:dynamo-mocker:16384", "--seeds", 2,
+        "--out", out, *more,
+    )  # fmt: skip
+
+
+def test_a_sweep_writes_all_and_goes_on_where_it_was(run, trace, tmp_path):
+    status, table, _ = swept(run, trace, tmp_path / "out")
+    assert status == 0 and table.count("| toy |") == 4 and "±" in table
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"journal.jsonl", "figures.csv", "table.md", "report.html"} <= names
+    before = (tmp_path / "out" / "journal.jsonl").read_bytes()
+    again = swept(run, trace, tmp_path / "out")
+    assert again[:2] == (0, table) and (tmp_path / "out" / "journal.jsonl").read_bytes() == before
+    status, _, err = swept(run, trace, tmp_path / "out", "--news-ms", 7)
+    assert status == 2 and "another grid" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--fleets", "2:dynamo-mocker"), "fleets: got '2:dynamo-mocker'"),
+        (("--fleets", "2:h100:100"), "timing: got 'h100'"),
+        (("--policies", "best"), "policy: got 'best'"),
+        (("--loads", "0"), "loads: got '0'"),
+        (("--seeds", 0), "seeds: got 0"),
+    ],
+)
+def test_a_bad_sweep_is_refused(run, trace, tmp_path, arguments, message):
+    status, _, err = swept(run, trace, tmp_path / "out", *arguments)
+    assert status == 2 and message in err and "Traceback" not in err

@@ -15,9 +15,10 @@ from tests.sources import Import, Module, home, imports, matches, modules, own
 
 #: From the top of the house to its cellar. "" is the package itself, the front door.
 LAYERS = (
-    ("cli",),
+    ("cli", "cli.*"),
     ("",),
     ("_warmup",),
+    ("adapters.ray_sweep",),
     ("simulator.*", "adapters.*", "testing.*"),
     ("config", "config.*", "explain.*"),
     ("director", "director.*"),
@@ -81,7 +82,9 @@ RUNTIME = {
 OPTIONAL = {
     "adapters.*": "the rim of the house: each adapter is there for one optional dependency",
     "cli": "the extra `cli`",
+    "cli.*": "the extra `cli`",
     "simulator.report": "the table and the picture, the extra `cli`",
+    "simulator.report_html": "the report of a sweep, the extra `cli`",
     "testing.*": "hypothesis strategies",
 }
 
@@ -101,6 +104,7 @@ ALLOWED = (
     ("_kernels._compile", "pathlib", "reads the package's own sources, to key the disk cache of compiled kernels"),
     ("adapters.*", "*", "adapters bring the world in"),
     ("cli", "*", "the command line is a program"),
+    ("cli.*", "*", "the command line is a program"),
     ("config.installed", "importlib", "asks which packages announce plug-ins, and only when it is called"),
     ("director.aio", "asyncio", "the shell of the director for asyncio"),
     ("director.aio", "time", "the shell brings the director its clock"),
@@ -116,7 +120,13 @@ ALLOWED = (
     ("producers.burst", "threading", "one lock: plans are made by one thread and read by others"),
     ("producers.cold", "threading", "one lock: what is remembered has one writer, and no reader meanwhile"),
     ("producers.multimodal", "threading", "one lock: what is remembered has one writer, and no reader meanwhile"),
+    ("simulator.readers", "pathlib", "reads traces"),
     ("simulator.report", "pathlib", "writes the picture"),
+    ("simulator.report_html", "*", "writes the report of a sweep, with the machine it ran on"),
+    ("simulator.grids", "pathlib", "names traces"),
+    ("simulator.journal", "*", "keeps what is done on the disk"),
+    ("simulator.sweep", "*", "runs cells in processes; no result depends on it"),
+    ("simulator.tables", "io", "text in memory"),
     ("simulator.replay", "time", "measures how long a replay took; never decides by it"),
     ("simulator.late", "time", "measures what a decision costs; never decides by it"),
     ("simulator.closed", "time", "measures how long a replay took and what a decision costs; never decides by it"),

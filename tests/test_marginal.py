@@ -131,7 +131,7 @@ def test_nobody_who_may_not_is_chosen_and_what_they_have_cached_does_not_count()
 
     assert ask([True, True, True]) == 0
     assert ask([False, True, True]) == 1 and np.isinf(out[0])
-    assert out[1] == pytest.approx(10 * step_ms(H100, prefill=((0, 1000),)))  # no prefix to have twice
+    assert out[1] == pytest.approx(15 * step_ms(H100, prefill=((0, 1000),)))  # no prefix to have twice
     assert ask([False, False, False]) == -1
 
 

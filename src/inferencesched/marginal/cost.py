@@ -26,10 +26,10 @@ class MarginalCost:
     latencies; less has those who wait for a first token come before those who have theirs.
 
     >>> MarginalCost().own
-    10.0
+    15.0
     """
 
-    own: float = 10.0
+    own: float = 15.0
     stall: float = 0.25
     others: float = 0.25
     duplicate: float = 3.0

@@ -35,8 +35,9 @@ def summarise(workload: Workload, fleet: Fleet) -> Mapping[str, float]:
     Keys as in Dynamo's replay reports: ``completed``, ``offered_rps`` (arrivals per second), ``rps`` and ``out_tps`` (per
     second, from the first arrival to the last token), ``hit`` (share of prompt tokens found cached, re-admissions after
     preemption included) and ``hit_first`` (without them), ``ttft_*``, ``tpot_*``, ``itl_*``, ``e2e_*``,
-    ``readmissions``, ``regret_blocks`` (cached blocks on the best server beyond those on the chosen one, summed),
-    ``goodput_requests``. Requests that never finished are left out of all but ``hit``, those that were never sent of that, too.
+    ``readmissions``, ``regret_blocks`` (cached blocks on the best server beyond those on the chosen one, summed), ``uneven_requests`` and
+    ``uneven_prefill`` (the most of any server over the mean: requests, and prompt tokens that it had to compute), ``growth`` (requests in flight when
+    arrivals end, over their mean in the middle half of the arrivals: above 1.5 the fleet did not keep up), ``goodput_requests``. Requests that never finished are left out of all but ``hit``, those that were never sent of that, too.
     """
     done = ~np.isnan(fleet.finish)
     arrival, outputs = workload.arrival[done], workload.output_tokens[done]
@@ -65,5 +66,29 @@ def summarise(workload: Workload, fleet: Fleet) -> Mapping[str, float]:
     figures |= _percentiles("e2e", e2e, (50, 90, 99))
     figures["readmissions"] = int(fleet.preemptions.sum())
     figures["regret_blocks"] = fleet.regret_blocks
+    figures |= _balance(fleet, workload)
+    figures["growth"] = _growth(workload.arrival[fleet.server >= 0], fleet.finish[fleet.server >= 0])
     figures["goodput_requests"] = int(((ttft <= GOOD_TTFT_MS) & (per_token <= GOOD_TPOT_MS)).sum())
     return figures
+
+
+def _balance(fleet: Fleet, workload: Workload) -> dict[str, float]:
+    """Return how uneven the servers' shares were; NaN where nothing was sent."""
+    sent = fleet.server >= 0
+    computed = (workload.input_tokens - fleet.cached_tokens)[sent]
+    found = {}
+    for name, weights in (("uneven_requests", None), ("uneven_prefill", computed)):
+        shares = np.bincount(fleet.server[sent], weights=weights, minlength=fleet.servers)
+        found[name] = float(shares.max() / shares.mean()) if shares.any() else float("nan")
+    return found
+
+
+def _growth(arrival: FloatArray, finish: FloatArray) -> float:
+    """Return how many were in flight when the last came, over the mean of the middle half of arrivals; NaN for fewer than eight."""
+    count = len(arrival)
+    if count < 8:
+        return float("nan")
+    came, ended = np.sort(arrival), np.sort(finish[~np.isnan(finish)])
+    flying = np.arange(1, count + 1) - np.searchsorted(ended, came, side="left")
+    usual = float(flying[count // 4 : count - count // 4].mean())
+    return float(flying[-1]) / max(1.0, usual)

@@ -439,15 +439,3 @@ def read_azure(path: str | Path) -> Workload:
             time = ((seconds - origin[0]).total_seconds() + (part - origin[1])) * 1e3
             rows.add(number, time, values[0], values[1], [], names)
     return rows.workload()
-
-
-def read_trace(path: str | Path) -> Workload:
-    """What is in this file, whichever of the known schemas it has? By its first byte: JSON lines or CSV.
-
-    Errors: `TraceError`, and `InvalidInputError` for a path that is not a file.
-    """
-    if not Path(path).is_file():
-        raise InvalidInputError("trace", str(path), "the path of a readable file")
-    with open(path, "rb") as file:
-        is_csv = file.read(9) == b"TIMESTAMP"
-    return read_azure(path) if is_csv else read_mooncake(path)

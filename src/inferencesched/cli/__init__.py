@@ -1,21 +1,29 @@
-"""What does the command line offer? ``simulate``, ``compare`` and ``explain`` (extra ``cli``), ``serve`` (extra ``gateway``)."""
+"""What does the command line offer? ``simulate``, ``compare``, ``sweep`` and ``explain`` (extra ``cli``), ``serve`` (extra ``gateway``)."""
 
-import sys
 from collections.abc import Callable, Sequence
-from functools import partial, wraps
+from functools import partial
 from math import isfinite
 from pathlib import Path
-from typing import Any, Final, NoReturn, cast
+from typing import Any, Final, cast
 
 import click
 import msgspec
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from inferencesched._warmup import warmup as compile_kernels
+from inferencesched.cli.parts import (
+    errors,
+    guarded,
+    make_folder,
+    numbers,
+    policies_named,
+    print_json,
+    progress_bar,
+    screen,
+)
+from inferencesched.cli.sweeping import sweep
 from inferencesched.config import Document, Loaded, SchedulerDocument
 from inferencesched.config import load as load_config
-from inferencesched.errors import InferenceSchedError, InvalidInputError, TraceError
+from inferencesched.errors import InvalidInputError, TraceError
 from inferencesched.explain import explain as explain_decision
 from inferencesched.simulator import (
     FLOWS,
@@ -23,7 +31,6 @@ from inferencesched.simulator import (
     Cluster,
     EngineConfig,
     FlowControl,
-    Policy,
     Queueing,
     Replay,
     Run,
@@ -50,17 +57,9 @@ from inferencesched.simulator.late import LateSimulation
 from inferencesched.simulator.policies import USUAL
 from inferencesched.simulator.queueing import NONE
 
-_errors = Console(stderr=True, highlight=False)
-
 #: Seconds for which a connection without a request stays open: longer than clients and proxies keep theirs (60 s mostly), or they send into
 #: one that is just being closed.
 _KEEP_ALIVE = 75
-
-
-def _screen() -> Console:
-    """Return where tables go: as wide as the terminal, or as the table where there is none."""
-    screen = Console(highlight=False)
-    return screen if screen.is_terminal else Console(highlight=False, width=110)
 
 
 #: The picture's loads, as multiples of ``--speedup``.
@@ -88,20 +87,7 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
         )
     ):
         command = option(command)
-    return _guarded(command)
-
-
-def _guarded(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Let a command say what was wrong, and no traceback."""
-
-    @wraps(command)
-    def guarded(**arguments: Any) -> None:
-        try:
-            command(**arguments)
-        except InferenceSchedError as error:
-            _fail(error)
-
-    return guarded
+    return guarded(command)
 
 
 def _waiting_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -125,22 +111,6 @@ def _waiting_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def _policies(names: str) -> list[Policy]:
-    """Return the policies of these names, in order; ``all`` is every one."""
-    if names.strip() == "all":
-        return list(POLICIES.values())
-    return [policy_named(name.strip()) for name in names.split(",")]
-
-
-def _fail(error: InferenceSchedError) -> NoReturn:
-    """Say what was wrong, on standard error, and leave with status 2."""
-    _errors.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
-    if isinstance(error, TraceError) and error.lines_read:
-        hint = f"the {error.lines_read} requests before it are good: --partial replays them"
-        _errors.print(hint, markup=False, soft_wrap=True)
-    sys.exit(2)
-
-
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="inferencesched")
 def main() -> None:
@@ -162,7 +132,7 @@ def simulate(trace: Path | None, policy_name: str, flow_name: str, as_json: bool
     flow = _flow(flow_name, options)
     cluster = _cluster(options)
     workload = _workload(trace, options)
-    with _bar(show=not as_json) as bar:
+    with progress_bar(show=not as_json) as bar:
         task = bar.add_task(chosen.name, total=len(workload))
 
         def progress(arrived: int) -> None:
@@ -170,7 +140,7 @@ def simulate(trace: Path | None, policy_name: str, flow_name: str, as_json: bool
 
         replay = replay_trace(workload, chosen, cluster, flow=flow, progress=progress)
     if as_json:
-        _print_json(_record(workload, cluster, Run(1.0, replay)))
+        print_json(_record(workload, cluster, Run(1.0, replay)))
     else:
         _show([Run(1.0, replay)], title=_title(workload, cluster))
 
@@ -198,14 +168,14 @@ def compare(
     **options: Any,
 ) -> None:
     """Replay a trace under several policies and flow controls; print a table, and draw latency over load."""
-    chosen = _policies(policies)
+    chosen = policies_named(policies)
     flows = [_flow(name.strip(), options) for name in flow_names.split(",")]
-    multiples = _numbers("loads", loads or ("1" if out is None else _LOADS))
+    multiples = numbers("loads", loads or ("1" if out is None else _LOADS))
     cluster = _cluster(options)
     workload = _workload(trace, options)
     if out is not None:
-        _make_folder("out", out)  # before the replays: they may take minutes
-    with _bar(show=not as_json) as bar:
+        make_folder("out", out)  # before the replays: they may take minutes
+    with progress_bar(show=not as_json) as bar:
         each = len(flows) * len(multiples)
         task = bar.add_task("comparing", total=len(chosen) * each * len(workload))
 
@@ -216,7 +186,7 @@ def compare(
         runs = compare_policies(workload, chosen, cluster, loads=multiples, flows=flows, progress=progress)
     records = [_record(workload, cluster, run) for run in runs]
     if as_json:
-        _print_json(records)
+        print_json(records)
     else:
         load = 1.0 if 1.0 in multiples else multiples[0]
         _show(runs, title=_title(workload, cluster, load), load=load)
@@ -225,8 +195,8 @@ def compare(
         (out / "figures.json").write_bytes(msgspec.json.format(msgspec.json.encode(records)))
         if any(run.replay.waiting is not None for run in runs):
             drawn = report.waiting_picture(runs, out / "waiting-over-load.png", title=_title(workload, cluster))
-            _errors.print(f"picture: {drawn}", markup=False, soft_wrap=True)
-        _errors.print(f"picture: {picture}\nfigures: {out / 'figures.json'}", markup=False, soft_wrap=True)
+            errors.print(f"picture: {drawn}", markup=False, soft_wrap=True)
+        errors.print(f"picture: {picture}\nfigures: {out / 'figures.json'}", markup=False, soft_wrap=True)
 
 
 @main.command()
@@ -252,7 +222,7 @@ def explain(trace: Path | None, policy_name: str, place: int, as_json: bool, **o
         simulation.scheduler, request, simulation.pool.snapshot(), now=now / 1e3, rng=simulation.rng
     )
     if as_json:
-        _print_json(explanation.to_dict())
+        print_json(explanation.to_dict())
     else:
         click.echo(str(explanation))
 
@@ -265,7 +235,7 @@ def _explain_binding(simulation: LateSimulation, place: int, *, as_json: bool) -
     told = simulation.binder.explain(name, simulation.pool, now=now / 1e3)
     if as_json:
         servers = [each._asdict() | {"cost": each.cost} for each in told.servers]
-        _print_json(told._asdict() | {"servers": servers})
+        print_json(told._asdict() | {"servers": servers})
     else:
         click.echo(f"request {name!r}: {told}")
 
@@ -275,7 +245,7 @@ def _explain_binding(simulation: LateSimulation, place: int, *, as_json: bool) -
 @click.option("--host", help="in the place of the file's")
 @click.option("--port", type=click.IntRange(0, 65_535), help="in the place of the file's")
 @click.option("--check", is_flag=True, help="read everything, serve nothing")
-@_guarded
+@guarded
 def serve(path: Path, host: str | None, port: int | None, check: bool) -> None:
     """Serve an OpenAI-compatible gateway before model servers (extra ``gateway``)."""
     try:
@@ -314,7 +284,7 @@ def warmup() -> None:
     few = generate(seed=0).head(20)
     steps += [partial(replay_trace, few, chosen, Cluster(servers=2)) for chosen in POLICIES.values()]
     steps.append(partial(replay_trace, few, POLICIES["round-robin"], Cluster(servers=2), flow=flow_named("fcfs")))
-    with _bar(show=_errors.is_terminal) as bar:
+    with progress_bar(show=errors.is_terminal) as bar:
         for step in bar.track(steps, description="compiling"):
             step()
 
@@ -396,27 +366,10 @@ def _untagged(trace: Path | None, options: dict[str, Any]) -> Workload:
     except TraceError as error:
         if options["partial"] and error.lines_read:
             warning = f"warning: {error}; replaying the {error.lines_read} requests before it"
-            _errors.print(warning, markup=False, soft_wrap=True)
+            errors.print(warning, markup=False, soft_wrap=True)
             workload: Workload = error.workload
             return workload
         raise
-
-
-def _make_folder(name: str, path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InvalidInputError(name, str(path), f"a folder, or where one can be made ({error.strerror})") from error
-
-
-def _numbers(name: str, text: str) -> list[float]:
-    try:
-        numbers = [float(part) for part in text.split(",")]
-    except ValueError:
-        numbers = []
-    if not numbers or not all(isfinite(number) and number > 0 for number in numbers):
-        raise InvalidInputError(name, text, "numbers above 0, comma-separated")
-    return numbers
 
 
 def _record(workload: Workload, cluster: Cluster, run: Run) -> dict[str, object]:
@@ -444,11 +397,11 @@ def _record(workload: Workload, cluster: Cluster, run: Run) -> dict[str, object]
 
 def _show(runs: Sequence[Run], *, title: str, load: float = 1.0) -> None:
     """Print the table of policies, and that of tenants and priorities if there are any."""
-    screen = _screen()
-    screen.print(report.table(runs, title=title, load=load))
+    out = screen()
+    out.print(report.table(runs, title=title, load=load))
     groups = report.waiting_table(runs, load=load)
     if groups is not None:
-        screen.print(groups)
+        out.print(groups)
 
 
 def _title(workload: Workload, cluster: Cluster, load: float = 1.0) -> str:
@@ -458,19 +411,6 @@ def _title(workload: Workload, cluster: Cluster, load: float = 1.0) -> str:
     )
 
 
-def _bar(*, show: bool) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f}%"),
-        TimeRemainingColumn(),
-        console=_errors,
-        disable=not show,
-    )
-
-
-def _print_json(value: object) -> None:
-    click.echo(msgspec.json.encode(value).decode())
-
+main.add_command(sweep)
 
 __all__ = ["main"]
