@@ -22,7 +22,7 @@ LAYERS = (
     ("simulator.*", "adapters.*", "testing.*"),
     ("config", "config.*", "explain.*"),
     ("director", "director.*"),
-    ("marginal.*",),
+    ("marginal.*", "propensities"),
     ("screeners.*", "observability", "observability.sink", "observability.autoscaling", "replication"),
     (
         "scheduler",
