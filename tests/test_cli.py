@@ -10,7 +10,8 @@ pytest.importorskip("matplotlib", reason="the extra `cli` is not installed")
 
 from inferencesched._kernels._compile import KERNELS
 from inferencesched.cli import main
-from inferencesched.simulator import FLOWS, POLICIES, TIMINGS, generate, read_trace
+from inferencesched.simulator import FLOWS, POLICIES, TIMINGS, generate, read_trace, timing
+from inferencesched.simulator.calibration import measured
 from inferencesched.simulator.policies import USUAL
 
 #: The figures of Dynamo's replay reports, in their order.
@@ -488,3 +489,30 @@ def test_a_sweep_writes_all_and_goes_on_where_it_was(run, trace, tmp_path):
 def test_a_bad_sweep_is_refused(run, trace, tmp_path, arguments, message):
     status, _, err = swept(run, trace, tmp_path / "out", *arguments)
     assert status == 2 and message in err and "Traceback" not in err
+
+
+# --- calibrate ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def measurements(tmp_path):
+    model = timing("llama-3.1-8b-h100")
+    passes = [measured(model, n, n * n / 2, 0, 0) for n in (64, 512, 2048, 8192)]
+    passes += [measured(model, b, 0, b * c, b) for b in (1, 8, 64) for c in (100, 1000, 8000)]
+    path = tmp_path / "passes.jsonl"
+    path.write_bytes(b"".join(msgspec.json.encode(each) + b"\n" for each in passes))
+    return path
+
+
+def test_calibrate_finds_a_known_model(run, record, measurements):
+    status, out, _ = run("calibrate", measurements, "--holdout", 0, "--hardware", "llama-3.1-8b-h100")
+    assert status == 0 and "0.01976" in out and "excellent" in out
+    assert record("calibrate", measurements, "--holdout", 0)["timing"]["k"] == pytest.approx(4.223e-5, rel=1e-4)
+
+
+def test_calibrate_says_what_is_wrong(run, measurements):
+    status, _, err = run("calibrate", measurements, "--hardware", "dynamo-mocker")
+    assert status == 2 and "hardware: got 'dynamo-mocker'" in err
+    measurements.write_bytes(b"{}\n")
+    status, _, err = run("calibrate", measurements)
+    assert status == 2 and "passes.jsonl, line 1" in err

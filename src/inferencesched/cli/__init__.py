@@ -1,4 +1,4 @@
-"""What does the command line offer? ``simulate``, ``compare``, ``sweep`` and ``explain`` (extra ``cli``), ``serve`` (extra ``gateway``)."""
+"""What does the command line offer? ``simulate``, ``compare``, ``sweep``, ``calibrate`` and ``explain`` (extra ``cli``), ``serve`` (extra ``gateway``)."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -10,6 +10,7 @@ import click
 import msgspec
 
 from inferencesched._warmup import warmup as compile_kernels
+from inferencesched.cli.calibrating import calibrate
 from inferencesched.cli.parts import (
     errors,
     guarded,
@@ -412,5 +413,6 @@ def _title(workload: Workload, cluster: Cluster, load: float = 1.0) -> str:
 
 
 main.add_command(sweep)
+main.add_command(calibrate)
 
 __all__ = ["main"]
