@@ -2,6 +2,7 @@
 
 import json
 
+import msgspec
 import pytest
 
 pytest.importorskip("click", reason="the extra `cli` is not installed")
@@ -515,4 +516,4 @@ def test_calibrate_says_what_is_wrong(run, measurements):
     assert status == 2 and "hardware: got 'dynamo-mocker'" in err
     measurements.write_bytes(b"{}\n")
     status, _, err = run("calibrate", measurements)
-    assert status == 2 and "passes.jsonl, line 1" in err
+    assert status == 2 and "passes.jsonl:1" in err

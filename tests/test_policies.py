@@ -188,3 +188,35 @@ def test_clairvoyant_is_no_worse_than_any_other(seed):
 def test_who_holds_requests_back_is_no_plain_simulation():
     with pytest.raises(InvalidInputError, match="marginal"):
         Simulation(TRAFFIC, policy("marginal"), Cluster())
+
+
+# --- regret ------------------------------------------------------------------------------------------------------
+
+
+def test_regret_is_what_a_choice_costs_more_than_the_best():
+    cluster = Cluster(servers=3)
+    found = {
+        name: simulate(TRAFFIC, policy(name), cluster, regret=True).figures
+        for name in ("clairvoyant", "least-request", "random", "always-busiest", "marginal")
+    }
+    assert found["clairvoyant"]["regret_ms"] == 0.0
+    assert 0 < found["marginal"]["regret_ms"] < found["random"]["regret_ms"] < found["always-busiest"]["regret_ms"]
+    plain = simulate(TRAFFIC, policy("least-request"), cluster).figures
+    assert {**plain, "regret_ms": found["least-request"]["regret_ms"]} == found[
+        "least-request"
+    ]  # to look changes nothing
+
+
+def test_one_choice_by_hand():
+    """Two servers, one busy: what the second of two requests costs more on the busy one than on the idle one."""
+    workload = Workload.of("two", [0.0, 10.0], [3000, 3000], [20, 20], [[], []], block_size=64)
+    simulation = Simulation(workload, policy("random"), Cluster(servers=2))
+    simulation.regret = np.full(2, np.nan)
+    first = simulation.step().slot
+    _, now = simulation.arrive()
+    outcome = simulation.fleet.rollout(1, now)
+    simulation.judge(1, first, now)
+    worse = outcome.finish[first] + outcome.delay[first] - outcome.finish[1 - first]
+    assert simulation.regret[1] == pytest.approx(worse) and worse > 0
+    simulation.judge(1, 1 - first, now)
+    assert simulation.regret.tolist() == [0.0, 0.0]

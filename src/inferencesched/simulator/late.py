@@ -79,6 +79,7 @@ class LateSimulation(Course):
         for each in sent:
             place = int(each.request.request_id)
             self.decision_ns[place] = took // len(sent)
+            self.judge(place, each.reservation.slot, now)
             self.fleet.enqueue(place, each.reservation.slot, now, each.order)
             self.reservations[place] = each.reservation
             self.wait[place] = now - self._arrival[place]

@@ -98,6 +98,8 @@ class Course:
         self._tenant: list[int] | None = None if workload.tenant is None else workload.tenant.tolist()
         self._clock = -1.0
         self.decided = 0
+        #: Where it is asked for (`judge`): ms that each choice cost everybody more than the best one would have, float64[N], NaN where nobody looked.
+        self.regret: FloatArray | None = None
         self.reservations: list[Reservation | None] = [None] * len(workload)
         self.decision_ns = np.zeros(len(workload), dtype=np.int64)
 
@@ -122,9 +124,17 @@ class Course:
         began = perf_counter_ns()
         reservation = self.scheduler.schedule_and_reserve(request, self.pool, now=now / 1e3, rng=self.rng)
         self.decision_ns[place] = perf_counter_ns() - began
+        self.judge(place, reservation.slot, now)
         self.fleet.enqueue(place, reservation.slot, now)
         self.reservations[place] = reservation
         return reservation
+
+    def judge(self, place: int, server: int, now: float) -> None:
+        """Note by how much a choice is worse than the best, by a one-step roll-out with true lengths; nothing unless ``regret`` is an array."""
+        if self.regret is not None:
+            outcome = self.fleet.rollout(place, now)
+            cost = outcome.finish + outcome.delay
+            self.regret[place] = float(cost[server] - cost.min())
 
     def finish(self) -> None:
         """Let every server finish what it has."""
