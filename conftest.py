@@ -17,7 +17,7 @@ collect_ignore = [
 ]
 
 #: Adapters whose package `make venv` does not bring; `make e2e` does.
-HEAVY = {"litellm": "litellm", "ray_serve": "ray"}
+HEAVY = {"litellm": "litellm", "ray_serve": "ray", "ray_sweep": "ray"}
 collect_ignore += [
     f"src/inferencesched/adapters/{name}.py" for name, package in HEAVY.items() if find_spec(package) is None
 ]

@@ -22,7 +22,7 @@ PACKAGE = "inferencesched"
 PACKAGES = (PACKAGE, "pytest_inferencesched")
 TESTS = ("__init__.py", "conftest.py", "sources.py", "test_house.py", "test_layers.py")
 #: Adapters whose packages the extra `all` does not bring.
-HEAVY = ("--ignore-glob=/*/adapters/litellm.py", "--ignore-glob=/*/adapters/ray_serve.py")
+HEAVY = tuple(f"--ignore-glob=/*/adapters/{name}.py" for name in ("litellm", "ray_serve", "ray_sweep"))
 SUFFIXES = {".py", ".typed"}
 #: What an installed user has no src for, so that an import cannot find it by accident.
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
