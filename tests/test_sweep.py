@@ -137,13 +137,6 @@ def test_a_killed_process_fails_its_own_cell_only(whole, monkeypatch):
             assert ours.same(theirs)
 
 
-def test_ray_gives_the_same_results(whole):
-    pytest.importorskip("ray", reason="Ray is not installed (extra `ray`); make e2e has it")
-    from inferencesched.adapters.ray_sweep import on_ray  # noqa: PLC0415
-
-    assert same(sweep(SMALL, engine=on_ray()), whole)
-
-
 # --- the journal -----------------------------------------------------------------------------------------------------
 
 

@@ -51,7 +51,7 @@ def main() -> None:
     if "frameworks" in wanted:
         python = made("frameworks")
         environment = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "PYTHONPATH": str(ROOT)}
-        for name in ("litellm", "ray_serve", "verl"):
+        for name in ("litellm", "ray_serve", "ray_sweep", "verl"):
             # a process each: LiteLLM's workers and Ray's cluster are of one process
             test = ROOT / "tests" / "e2e" / f"test_{name}.py"
             command = [
