@@ -1,6 +1,6 @@
 """How does every policy by name do on one trace, and how much worse is each of its choices than the best one?
 
-    python benchmarks/replay_zoo.py [--trace FILE] [--head 3000] [--servers 8] [--speed 4] [--policies NAME ...]     (or `make bench`)
+    python benchmarks/replay_zoo.py [--trace FILE] [--head 700] [--servers 8] [--speed 4] [--policies NAME ...]     (or `make bench`)
 
 Signals as stale as a gateway's: scraped every 50 ms, answers 5 ms and KV events 50 ms late. ``regret`` is what a choice cost everybody more than the best server would have, by
 a one-step roll-out with true lengths: ms, the mean over all requests. Where the trace is not there, the seeded generator's traffic is taken.
@@ -20,7 +20,7 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--trace", type=Path, default=TRACE)
-    parser.add_argument("--head", type=int, default=3000, help="the first so many requests; 0 is all")
+    parser.add_argument("--head", type=int, default=700, help="the first so many requests; 0 is all")
     parser.add_argument("--servers", type=int, default=8)
     parser.add_argument("--speed", type=float, default=4.0)
     parser.add_argument("--policies", nargs="*", default=list(POLICIES))

@@ -374,7 +374,7 @@ _ALL: Final = (
     Policy(
         "dualmap",
         "the better of two that the prompt's beginning belongs to",
-        _with(lambda _: _profile(DualMapScorer()), lambda fleet: (_own(fleet), _forecast(fleet))),
+        _with(lambda _: _profile(DualMapScorer(_PREFIX_KEY)), lambda fleet: (_own(fleet), _forecast(fleet))),
         source="DualMap, ICLR 2026",
     ),
     Policy(
