@@ -517,3 +517,8 @@ def test_calibrate_says_what_is_wrong(run, measurements):
     measurements.write_bytes(b"{}\n")
     status, _, err = run("calibrate", measurements)
     assert status == 2 and "passes.jsonl:1" in err
+
+
+def test_behind_flow_control_the_usual_policies_are_those_that_hold_nothing_back(record, trace):
+    found = record("compare", trace, "--servers", 2, "--flow", "fcfs")
+    assert [each["policy"] for each in found] == [name for name in USUAL if POLICIES[name].bind is None]

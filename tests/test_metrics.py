@@ -74,9 +74,21 @@ def recomputed(workload, fleet):
     ):
         figures[f"{name}_mean"] = np.mean(values) if values else float("nan")
         figures |= {f"{name}_p{p}": np.percentile(values, p) if values else float("nan") for p in points}
+    servers = fleet.server.tolist()
+    shares = [[0] * fleet.servers, [0] * fleet.servers]
+    for server, (inputs, *_), request in zip(servers, rows, twin.requests, strict=True):
+        shares[0][server] += 1
+        shares[1][server] += inputs - request.admissions[0][0]
+    came = workload.arrival.tolist()
+    # who came, itself included, less who had ended before
+    flying = [i + 1 - sum(request.finish < at for request in twin.requests) for i, at in enumerate(came)]
+    usual = flying[len(came) // 4 : len(came) - len(came) // 4]
     return figures | {
         "readmissions": sum(request.preemptions for request in twin.requests),
         "regret_blocks": twin.regret_blocks,
+        "uneven_requests": max(shares[0]) / np.mean(shares[0]),
+        "uneven_prefill": max(shares[1]) / np.mean(shares[1]),
+        "growth": flying[-1] / max(1.0, np.mean(usual)) if len(came) >= 8 else float("nan"),
         "goodput_requests": good,
     }
 
@@ -124,7 +136,7 @@ def test_where_there_is_nothing_to_measure_there_is_no_number():
     figures = summarise(*played(workload, Cluster(servers=1)))
     unknown = {name for name, value in figures.items() if np.isnan(value)}
     assert unknown == {
-        "offered_rps", "tpot_mean", "tpot_p50", "tpot_p90", "tpot_p99", "itl_mean", "itl_p50", "itl_p99"
+        "offered_rps", "tpot_mean", "tpot_p50", "tpot_p90", "tpot_p99", "itl_mean", "itl_p50", "itl_p99", "growth"
     }  # fmt: skip
     assert figures["ttft_mean"] == figures["ttft_p99"] == figures["e2e_p50"] > 0 and figures["goodput_requests"] == 1
     fleet = Fleet(

@@ -98,7 +98,7 @@ def played(workload, front, cluster=SMALL, name="least-request"):
 
 
 @pytest.mark.parametrize("scrape_ms", [50.0, 0.0])
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("name", [name for name, each in POLICIES.items() if each.bind is None])
 def test_an_open_gate_changes_nothing(name, scrape_ms):
     """The same servers, times and books, to the last bit."""
     traffic = generate(Traffic(requests=60, rate=40.0, system_tokens=600, user_tokens=300, output_tokens=40), seed=2)
@@ -628,3 +628,10 @@ def test_stopping_at_every_event_changes_none(seed, kv_blocks):
     assert stepped.itl((50,)) == pytest.approx(whole.itl((50,)), rel=1e-12)
     with pytest.raises(InvalidInputError):
         stepped.advance_to_event(float("nan"))
+
+
+def test_who_holds_requests_back_takes_no_flow_control():
+    with pytest.raises(InvalidInputError, match="flow: got 'fcfs'"):
+        simulate(
+            Workload.of("one", [0.0], [10], [1], [[]], block_size=64), policy("marginal"), Cluster(), flow=flow("fcfs")
+        )

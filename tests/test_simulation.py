@@ -69,7 +69,7 @@ def test_chances_of_the_policy_do_not_move_the_scrapes():
 
 def test_progress_is_told_and_changes_nothing():
     told = []
-    replay = simulate(TRAFFIC, policy("random"), Cluster(servers=3), progress=told.append)
+    replay = simulate(TRAFFIC, policy("random"), Cluster(servers=3), progress=told.append, compiled=False)
     assert told[0] == 0 and told[-1] == len(TRAFFIC) and told == sorted(told)
     assert result(replay) == result(simulate(TRAFFIC, policy("random"), Cluster(servers=3)))
 
@@ -102,7 +102,7 @@ def test_on_the_way_the_books_of_the_gateway_are_those_of_the_servers():
 
 
 def test_results_are_by_place_in_the_trace():
-    replay = simulate(TRAFFIC, policy("round-robin"), Cluster(servers=3))
+    replay = simulate(TRAFFIC, policy("round-robin"), Cluster(servers=3), compiled=False)
     assert len(replay.ttft) == len(replay.e2e) == len(replay.server) == len(TRAFFIC)
     assert (replay.ttft > 0).all() and (replay.e2e >= replay.ttft).all()
     assert ((replay.e2e > replay.ttft) == (TRAFFIC.output_tokens > 1)).all()
@@ -298,7 +298,7 @@ def test_a_policy_that_refuses_a_request_says_so():
         min_size=1,
         max_size=25,
     ),
-    name=st.sampled_from(sorted(POLICIES)),
+    name=st.sampled_from(sorted(name for name, each in POLICIES.items() if each.bind is None)),
     model=st.sampled_from(["dynamo-mocker", "llama-3.1-8b-h100"]),
     scrape_ms=st.sampled_from([0.0, 50.0]),
 )

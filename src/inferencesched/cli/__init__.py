@@ -151,9 +151,8 @@ def simulate(trace: Path | None, policy_name: str, flow_name: str, as_json: bool
 @_waiting_options
 @click.option(
     "--policies",
-    default=",".join(USUAL),
-    show_default=True,
-    help=f"names, comma-separated, or all: {', '.join(POLICIES)}",
+    default=None,
+    help=f"names, comma-separated, or all: {', '.join(POLICIES)}  [default: {', '.join(USUAL)}; behind a flow control those that hold nothing back]",
 )
 @click.option("--flow", "flow_names", default=NONE, show_default=True, help=f"as many of: {_FLOW_HELP}")
 @click.option("--loads", default=None, help=f"multiples of --speedup, comma-separated; with --out: {_LOADS}")
@@ -161,7 +160,7 @@ def simulate(trace: Path | None, policy_name: str, flow_name: str, as_json: bool
 @click.option("--json", "as_json", is_flag=True, help="a JSON array on standard output")
 def compare(
     trace: Path | None,
-    policies: str,
+    policies: str | None,
     flow_names: str,
     loads: str | None,
     out: Path | None,
@@ -169,8 +168,10 @@ def compare(
     **options: Any,
 ) -> None:
     """Replay a trace under several policies and flow controls; print a table, and draw latency over load."""
-    chosen = policies_named(policies)
     flows = [_flow(name.strip(), options) for name in flow_names.split(",")]
+    chosen = policies_named(policies or ",".join(USUAL))
+    if policies is None and any(flow is not None for flow in flows):
+        chosen = [each for each in chosen if each.bind is None]
     multiples = numbers("loads", loads or ("1" if out is None else _LOADS))
     cluster = _cluster(options)
     workload = _workload(trace, options)
