@@ -12,10 +12,12 @@ from inferencesched import (
     INFLIGHT_TOKENS,
     KV_BLOCK_SIZE,
     KV_BLOCKS,
+    PREFIX_TOKENS,
     InferencePool,
     InferenceRequest,
     LabelFilter,
     MaxScorePicker,
+    Produced,
     Scheduler,
     SchedulingProfile,
     Usage,
@@ -269,6 +271,36 @@ def test_why_somebody_waits_is_told_and_the_parts_add_up():
     assert "eu2" in str(told) and len(late) == 1
     with pytest.raises(UnknownNameError, match="r9"):
         late.explain("r9", pool, now=0.01)
+
+
+@pytest.mark.parametrize(("count", "calls"), [(1, {1, 2}), (3, {1, 2}), (3, {2, 5}), (6, {6, 10})])
+def test_nobody_is_lost_when_a_booking_fails(count, calls):
+    class Fails:
+        """A producer that cannot learn at two of its calls."""
+
+        def __init__(self):
+            self.called = 0
+
+        produces = (PREFIX_TOKENS,)
+
+        def produce(self, request, endpoints, cycle):
+            return Produced({PREFIX_TOKENS: np.zeros(len(endpoints))}, None)
+
+        def commit(self, receipt, slot, *, now):
+            self.called += 1
+            if self.called in calls:
+                raise ConnectionError("not now")
+
+    pool = fleet(3)
+    late = LateBinder(Scheduler(SchedulingProfile(MaxScorePicker()), producers=(Fails(),)), H100)
+    for i in range(count):
+        late.submit(ask(f"r{i}"), now=0.0)
+    for _ in range(2):
+        with pytest.raises(ConnectionError):
+            late.step(pool, now=0.0)
+        assert len(late) == count and pool.ledger().inflight_requests == 0
+    assert sorted(names(late.step(pool, now=0.0))) == [f"r{i}" for i in range(count)]
+    assert len(late) == 0 and pool.ledger().inflight_requests == count
 
 
 def test_who_left_waits_no_more():
