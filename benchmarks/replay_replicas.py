@@ -9,7 +9,6 @@ other, the ceiling one gateway for all. Policy: prefix 3, requests in flight 2; 
 
 import argparse
 from collections import deque
-from dataclasses import replace
 from math import inf
 from pathlib import Path
 
@@ -17,14 +16,14 @@ import numpy as np
 
 import inferencesched as isched
 from inferencesched.replication import Replica
-from inferencesched.simulator import Cluster, Traffic, generate, read_trace
+from inferencesched.simulator import Cluster, Traffic, generate, jitter, read_trace
 from inferencesched.simulator.metrics import summarise
 from inferencesched.simulator.policies import Policy
 from inferencesched.simulator.simulation import Simulation
 
 TRACE = Path(__file__).resolve().parents[2] / "shared" / "traces" / "mooncake_conversation.jsonl"
 INTERVAL = 20.0
-SHOWN = ("ttft_mean", "ttft_p90", "e2e_mean", "hit_first", "goodput_requests")
+SHOWN = ("ttft_mean", "ttft_p90", "e2e_mean", "hit_first", "goodput_requests", "uneven_requests")
 
 
 def build(fleet):
@@ -82,19 +81,7 @@ def figures(workload, cluster, gateways, delay):
     while run.decided < len(run.workload):
         run.step()
     run.finish()
-    found = dict(summarise(run.workload, run.fleet))
-    counts = np.bincount([each.slot for each in run.reservations], minlength=cluster.servers)
-    found["busiest"] = counts.max() / counts.mean()
-    return found
-
-
-def spread(workload, seed=0):
-    """The trace with its arrivals spread over its own ticks (Mooncake's are 3 s), in their order: else a hundred come in the same instant."""
-    times = np.unique(workload.arrival)
-    gaps = np.append(np.diff(times), np.diff(times).min(initial=1.0))
-    tick = np.searchsorted(times, workload.arrival)
-    late = np.random.default_rng(seed).random(len(workload)) * gaps[tick]
-    return replace(workload, arrival=workload.arrival[np.lexsort((late, tick))] + late[np.lexsort((late, tick))])
+    return summarise(run.workload, run.fleet)
 
 
 def main():
@@ -108,18 +95,18 @@ def main():
     parser.add_argument("--seeds", type=int, default=3)
     arguments = parser.parse_args()
     workload = read_trace(arguments.trace) if arguments.trace.exists() else generate(Traffic(), seed=0)
-    workload = spread(workload)
+    workload = jitter(workload)
     cases = [(1, 0.0), *((n, delay) for n in arguments.gateways for delay in (*arguments.delays, inf))]
     print(
         f"{workload.name}: {len(workload):,} requests x{arguments.speed:g}, {arguments.servers} servers, mean of {arguments.seeds} seeds"
     )
-    print(f"{'gateways':>8} {'delay, ms':>10} " + " ".join(f"{name:>12}" for name in (*SHOWN, "busiest")))
+    print(f"{'gateways':>8} {'delay, ms':>10} " + " ".join(f"{name:>12}" for name in SHOWN))
     for gateways, delay in cases:
         runs = [
             figures(workload, Cluster(servers=arguments.servers, speedup=arguments.speed, seed=seed), gateways, delay)
             for seed in range(arguments.seeds)
         ]
-        means = [np.mean([run[name] for run in runs]) for name in (*SHOWN, "busiest")]
+        means = [np.mean([run[name] for run in runs]) for name in SHOWN]
         print(f"{gateways:8d} {delay:10g} " + " ".join(f"{mean:12.4g}" for mean in means), flush=True)
 
 

@@ -97,35 +97,43 @@ def per_token_ms(kind: int, timing: FloatArray) -> float:
 
 
 @kernel
+def parts_at(
+    kind: int, timing: FloatArray, most: float, weights: FloatArray, output: float, reuse: float, prompt: float,
+    cached: float, best: float, state: FloatArray, w: int, parts: FloatArray
+) -> float:  # fmt: skip
+    """Fill in what a request costs at server w: own, stall, decode, duplicate, barrier, float64[5]; return how long its own passes take."""
+    requests, context, room = state[REQUESTS, w], state[CONTEXT, w], state[ROOM, w]
+    own = added_ms(kind, timing, most, max(1.0, prompt - cached), cached, state[QUEUED, w], context, requests, room)
+    stick = weights[DUPLICATE] + weights[CROWDING] * reuse / (1.0 - min(reuse, 0.95))
+    full = state[BLOCKS, w] / room
+    parts[0] = weights[OWN] * (state[DRAIN, w] + own)
+    parts[1] = weights[STALL] * requests * own
+    parts[2] = output * slope_ms(kind, timing, context, room) * (context + weights[OTHERS] * requests * prompt)
+    parts[3] = stick * (best - cached) * per_token_ms(kind, timing) * (1.0 + requests)
+    parts[4] = weights[BARRIER] * max(0.0, full - weights[BARRIER_AT]) / (1.0 - weights[BARRIER_AT])
+    return own
+
+
+@kernel
 def costs(
     kind: int, timing: FloatArray, most: float, weights: FloatArray, output: float, reuse: float, prompt: float,
     cached: FloatArray, state: FloatArray, allowed: BoolArray, out: FloatArray, passes: FloatArray
 ) -> int:  # fmt: skip
     """Fill in what a request costs at each server, and how long its own passes take; return the least, -1 for none."""
-    count = state.shape[1]
-    best_cached = 0.0
-    for w in range(count):
+    best_cached, best = 0.0, -1
+    for w in range(state.shape[1]):
         if allowed[w]:
             best_cached = max(best_cached, cached[w])
-    stick = weights[DUPLICATE] + weights[CROWDING] * reuse / (1.0 - min(reuse, 0.95))
-    token = per_token_ms(kind, timing)
-    best = -1
-    for w in range(count):
+    parts = np.empty(5)
+    for w in range(state.shape[1]):
         out[w] = np.inf
         if not allowed[w]:
             continue
-        requests, context, room = state[REQUESTS, w], state[CONTEXT, w], state[ROOM, w]
-        tokens = max(1.0, prompt - cached[w])
-        own = added_ms(kind, timing, most, tokens, cached[w], state[QUEUED, w], context, requests, room)
-        passes[w] = own
-        cost = weights[OWN] * (state[DRAIN, w] + own) + weights[STALL] * requests * own
-        cost += output * slope_ms(kind, timing, context, room) * (context + weights[OTHERS] * requests * prompt)
-        cost += stick * (best_cached - cached[w]) * token * (1.0 + requests)
-        full = state[BLOCKS, w] / room
-        if full > weights[BARRIER_AT]:
-            cost += weights[BARRIER] * (full - weights[BARRIER_AT]) / (1.0 - weights[BARRIER_AT])
-        out[w] = cost
-        if best < 0 or cost < out[best]:
+        passes[w] = parts_at(
+            kind, timing, most, weights, output, reuse, prompt, cached[w], best_cached, state, w, parts
+        )
+        out[w] = parts[0] + parts[1] + parts[2] + parts[3] + parts[4]
+        if best < 0 or out[w] < out[best]:
             best = w
     return best
 

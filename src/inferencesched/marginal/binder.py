@@ -23,7 +23,7 @@ from inferencesched.endpoints import (
 from inferencesched.errors import InvalidInputError, UnknownNameError, finite_time, whole_number
 from inferencesched.framework import CycleState, ProfileResult, SchedulingResult, Target
 from inferencesched.marginal.cost import MarginalCost
-from inferencesched.marginal.explain import BindingExplanation, CostParts, parts_of
+from inferencesched.marginal.explain import BindingExplanation, CostParts
 from inferencesched.members import Membership
 from inferencesched.pool import InferencePool
 from inferencesched.producers.forecast import TimingModel
@@ -289,14 +289,27 @@ class LateBinder:
             seen = Held(held.request, held.since, held.number)
             self._ask(seen, endpoints, now)
         most = self._widest([seen])
-        servers = []
+        servers, parts = [], np.empty(5)
         for w, (name, allowed) in enumerate(zip(endpoints.names, seen.allowed.tolist(), strict=True)):
-            parts = parts_of(
-                self.kind, self._timing, self._most, self.cost, self.output, self.reuse, seen.prompt,
-                float(seen.cached[w]), seen.best, state[:, w],
+            kernels.parts_at(
+                self.kind, self._timing, self._most, self._weights, self.output, self.reuse, seen.prompt,
+                float(seen.cached[w]), seen.best, state, w, parts,
             )  # fmt: skip
             why = self._waits_for(seen, w, state, most) if allowed else "filters"
-            servers.append(CostParts(name, *parts, int(seen.cached[w]), int(state[kernels.QUEUED, w]), why))
+            own, stall, decode, duplicate, barrier = parts.tolist()
+            servers.append(
+                CostParts(
+                    name,
+                    own,
+                    stall,
+                    decode,
+                    duplicate,
+                    barrier,
+                    int(seen.cached[w]),
+                    int(state[kernels.QUEUED, w]),
+                    why,
+                )
+            )
         servers.sort(key=lambda each: (each.waits_for == "filters", each.cost))
         ahead = sum(other.key < seen.key for other in self._held)
         return BindingExplanation(request_id, now - held.since, seen.key, ahead, tuple(servers))
@@ -380,11 +393,7 @@ class LateBinder:
         reservation = self.scheduler.reserve(result, pool, now=now)
         reservation.listeners = (*reservation.listeners, self._settled)
         self._books.add(slot, reservation, took, now)
-        state[kernels.DRAIN, w] += took
-        state[kernels.REQUESTS, w] += 1.0
-        state[kernels.CONTEXT, w] += prompt
-        state[kernels.BLOCKS, w] += prompt + self.output
-        state[kernels.QUEUED, w] += max(1.0, prompt - cached)
+        kernels.book(state, w, prompt, cached, self.output, took)
         del self._by_name[request.request_id]
         uncached = prompt - cached
         before = self.uncached

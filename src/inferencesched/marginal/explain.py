@@ -2,10 +2,6 @@
 
 from typing import NamedTuple
 
-from inferencesched._kernels import marginal as kernels
-from inferencesched._typing import FloatArray
-from inferencesched.marginal.cost import MarginalCost
-
 
 class CostParts(NamedTuple):
     """What would a request cost at one server, ms by part, and could it go there now? The parts add up to the cost it is planned by.
@@ -52,31 +48,3 @@ class BindingExplanation(NamedTuple):
             figures = " ".join(f"{part:9,.0f}" for part in parts)
             lines.append(f"{each.endpoint:16} {figures} {each.cached:8,} {each.waits_for or '-'}")
         return "\n".join(lines)
-
-
-def parts_of(
-    kind: int,
-    timing: FloatArray,
-    most: float,
-    cost: MarginalCost,
-    output: float,
-    reuse: float,
-    prompt: float,
-    cached: float,
-    best: float,
-    state: FloatArray,
-) -> tuple[float, float, float, float, float]:
-    """Return what a request costs at one server, of state ``float64[6]``: own, stall, decode, duplicate, barrier. As the kernel sums them."""
-    requests, context, room = (float(state[row]) for row in (kernels.REQUESTS, kernels.CONTEXT, kernels.ROOM))
-    queued = float(state[kernels.QUEUED])
-    own = kernels.added_ms(kind, timing, most, max(1.0, prompt - cached), cached, queued, context, requests, room)
-    slope = kernels.slope_ms(kind, timing, context, room)
-    stick = cost.duplicate + cost.crowding * reuse / (1.0 - min(reuse, 0.95))
-    full = float(state[kernels.BLOCKS]) / room
-    return (
-        cost.own * (float(state[kernels.DRAIN]) + own),
-        cost.stall * requests * own,
-        output * slope * (context + cost.others * requests * prompt),
-        stick * (best - cached) * kernels.per_token_ms(kind, timing) * (1.0 + requests),
-        cost.barrier * max(0.0, full - cost.barrier_at) / (1.0 - cost.barrier_at),
-    )

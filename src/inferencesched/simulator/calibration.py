@@ -19,6 +19,7 @@ import numpy as np
 from inferencesched._typing import FloatArray
 from inferencesched.errors import InvalidInputError, TraceError, whole_number
 from inferencesched.simulator.engine import ClosedForm, Hardware
+from inferencesched.simulator.lines import decoded
 
 #: The ratios b / w that are looked at first, and how fine the search goes.
 _RATIOS: Final = np.concatenate([[0.0], np.logspace(-7, 2, 181)])
@@ -183,22 +184,14 @@ def read_passes(
     lines: Iterable[bytes], *, name: str = "passes", requests: bool = False, max_tokens: int = 8192
 ) -> list[Pass]:
     """Read JSON lines of `Pass`, or with `requests` of `RequestRecord`. Errors: `TraceError` with the line."""
-    asked, computed = msgspec.json.Decoder(RequestRecord), msgspec.json.Decoder(Pass)
+    if not requests:
+        return [each for _, each in decoded(lines, Pass, name=name)]
     found: list[Pass] = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    for number, each in decoded(lines, RequestRecord, name=name):
         try:
-            if requests:
-                found += passes_of_requests([asked.decode(line)], max_tokens=max_tokens)
-            else:
-                found.append(computed.decode(line))
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise TraceError(
-                name, number, "line", repr(line[:60]), f"a JSON object ({error})", lines_read=len(found)
-            ) from error
+            found += passes_of_requests([each], max_tokens=max_tokens)
         except InvalidInputError as error:
-            raise TraceError(name, number, "line", repr(line[:60]), str(error), lines_read=len(found)) from error
+            raise TraceError(name, number, "record", each, str(error), lines_read=number - 1) from error
     return found
 
 

@@ -4,9 +4,8 @@ from dataclasses import replace
 from math import isfinite
 from typing import NamedTuple
 
-import numpy as np
-
 from inferencesched.errors import InvalidInputError
+from inferencesched.simulator.metrics import in_time
 from inferencesched.simulator.policies import Policy
 from inferencesched.simulator.replay import Replay, simulate
 from inferencesched.simulator.simulation import Cluster
@@ -23,10 +22,7 @@ class Capacity(NamedTuple):
 
 def attainment(replay: Replay, workload: Workload, *, ttft_ms: float, tpot_ms: float) -> float:
     """Which share of the requests had their first token, and each one after it on average, in time?"""
-    outputs = workload.output_tokens
-    spent = np.maximum(1, outputs - 1)
-    per_token = np.where(outputs >= 2, (replay.e2e - replay.ttft) / spent, 0.0)
-    return float(((replay.ttft <= ttft_ms) & (per_token <= tpot_ms)).mean())
+    return float(in_time(replay.ttft, replay.e2e, workload.output_tokens, ttft_ms=ttft_ms, tpot_ms=tpot_ms).mean())
 
 
 def capacity(

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from heapq import heappop, heappush
 from math import inf
-from time import perf_counter, perf_counter_ns
+from time import perf_counter
 
 import numpy as np
 
@@ -54,22 +54,15 @@ class ClosedSimulation(Course):
             at = self.fleet.advance_to_event(due)
             if at == inf:  # nobody comes, nobody is heard of, and no server has anything to do
                 break
-            self._look(at)
+            self.look(at)
             came = False
             while self._coming and self._coming[0][0] <= at:
                 came = True
                 self._come(heappop(self._coming)[1], at)
             if self.binder is not None and (came or len(self.binder)):
-                self._bind(self.binder, at)
+                self.send_bound(self.binder, at)
         if self.binder is not None and len(self.binder):
             raise InvalidInputError("binder", f"{len(self.binder)} waiting", "nobody who can go nowhere")
-
-    def _look(self, now: float) -> None:
-        ticks = self._ticks(now) if self.policy.scrapes else None
-        self._hear(now, ticks)
-        if ticks is not None:
-            self._observe(ticks)
-        self._clock = now
 
     def _come(self, place: int, now: float) -> None:
         self.arrival[place] = now
@@ -78,17 +71,6 @@ class ClosedSimulation(Course):
             self.binder.submit(request, now=now / 1e3)
         else:
             self.send(request, place, now)
-            self.decided += 1
-
-    def _bind(self, binder: LateBinder, now: float) -> None:
-        began = perf_counter_ns()
-        sent = binder.step(self.pool, now=now / 1e3)
-        took = perf_counter_ns() - began
-        for each in sent:
-            place = int(each.request.request_id)
-            self.decision_ns[place] = took // len(sent)
-            self.fleet.enqueue(place, each.reservation.slot, now, each.order)
-            self.reservations[place] = each.reservation
             self.decided += 1
 
     def _answered(self, now: float, kind: int, place: int) -> None:

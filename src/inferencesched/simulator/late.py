@@ -4,7 +4,6 @@ The binder steps at arrivals, and while somebody waits whenever the gateway hear
 """
 
 from math import inf
-from time import perf_counter_ns
 
 import numpy as np
 
@@ -28,8 +27,13 @@ class LateSimulation(Course):
         if policy.bind is None:
             raise InvalidInputError("policy", policy.name, "a policy that binds late")
         self.binder: LateBinder = policy.bind(self.fleet, self.scheduler)
-        self.wait: FloatArray = np.full(len(workload), np.nan)
         self.arrived = 0
+
+    @property
+    def wait(self) -> FloatArray:
+        """How long did each wait?"""
+        sent = [np.nan if each is None else each.reserved_at * 1e3 for each in self.reservations]
+        return np.array(sent) - self.workload.arrival
 
     def arrive(self) -> tuple[str, float]:
         """Bring the next arrival and have it wait; return its id and its time in ms. Nobody is sent yet."""
@@ -37,7 +41,7 @@ class LateSimulation(Course):
         now = self._arrival[place]
         self._pass(now)
         if now > self._clock:
-            self._look(now)
+            self.look(now)
         self.arrived += 1
         self.binder.submit(self.request(place), now=now / 1e3)
         return str(place), now
@@ -47,7 +51,7 @@ class LateSimulation(Course):
         _, now = self.arrive()
         if self.arrived < len(self._arrival) and self._arrival[self.arrived] == now:
             return 0  # who comes at the same time is planned together
-        return self._send(now)
+        return self.send_bound(self.binder, now)
 
     def finish(self) -> None:
         """Let everybody go who waits; then let every server finish what it has."""
@@ -62,26 +66,5 @@ class LateSimulation(Course):
                 if until == inf:  # nothing is left to be heard of, and still somebody waits: no server may take it
                     raise InvalidInputError("binder", f"{len(self.binder)} waiting", "nobody who can go nowhere")
                 return
-            self._look(at)
-            self._send(at)
-
-    def _look(self, now: float) -> None:
-        ticks = self._ticks(now) if self.policy.scrapes else None
-        self._hear(now, ticks)
-        if ticks is not None:
-            self._observe(ticks)
-        self._clock = now
-
-    def _send(self, now: float) -> int:
-        began = perf_counter_ns()
-        sent = self.binder.step(self.pool, now=now / 1e3)
-        took = perf_counter_ns() - began
-        for each in sent:
-            place = int(each.request.request_id)
-            self.decision_ns[place] = took // len(sent)
-            self.judge(place, each.reservation.slot, now)
-            self.fleet.enqueue(place, each.reservation.slot, now, each.order)
-            self.reservations[place] = each.reservation
-            self.wait[place] = now - self._arrival[place]
-            self.decided += 1
-        return len(sent)
+            self.look(at)
+            self.send_bound(self.binder, at)

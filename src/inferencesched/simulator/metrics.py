@@ -10,7 +10,7 @@ from typing import Final
 
 import numpy as np
 
-from inferencesched._typing import FloatArray
+from inferencesched._typing import BoolArray, FloatArray, IntArray
 from inferencesched.simulator.server import Fleet
 from inferencesched.simulator.workload import Workload
 
@@ -29,6 +29,20 @@ def _percentiles(name: str, values: FloatArray, points: tuple[int, ...]) -> dict
     }
 
 
+def in_time(
+    ttft: FloatArray,
+    e2e: FloatArray,
+    outputs: IntArray,
+    *,
+    ttft_ms: float = GOOD_TTFT_MS,
+    tpot_ms: float = GOOD_TPOT_MS,
+) -> BoolArray:
+    """Which requests had their first token within a bound, and on average each one after it? ``bool[N]``; who never ended was not."""
+    per_token = np.where(outputs >= 2, (e2e - ttft) / np.maximum(1, outputs - 1), 0.0)
+    within: BoolArray = (ttft <= ttft_ms) & (per_token <= tpot_ms)
+    return within
+
+
 def summarise(workload: Workload, fleet: Fleet) -> Mapping[str, float]:
     """What are the figures of this drained fleet?
 
@@ -45,8 +59,6 @@ def summarise(workload: Workload, fleet: Fleet) -> Mapping[str, float]:
     e2e = fleet.finish[done] - arrival
     several = outputs >= 2
     tpot = (e2e[several] - ttft[several]) / (outputs[several] - 1)
-    per_token = np.zeros(len(ttft))
-    per_token[several] = tpot
     first = float(workload.arrival.min(initial=inf))
     seconds = (float(fleet.finish[done].max()) - first) / 1e3 if done.any() else float("nan")
     prompts = max(1, int(fleet.prompt_tokens_all.sum()))
@@ -68,7 +80,7 @@ def summarise(workload: Workload, fleet: Fleet) -> Mapping[str, float]:
     figures["regret_blocks"] = fleet.regret_blocks
     figures |= _balance(fleet, workload)
     figures["growth"] = _growth(workload.arrival[fleet.server >= 0], fleet.finish[fleet.server >= 0])
-    figures["goodput_requests"] = int(((ttft <= GOOD_TTFT_MS) & (per_token <= GOOD_TPOT_MS)).sum())
+    figures["goodput_requests"] = int(in_time(ttft, e2e, outputs).sum())
     return figures
 
 

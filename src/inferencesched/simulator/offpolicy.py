@@ -15,6 +15,8 @@ import numpy as np
 
 from inferencesched._typing import BoolArray, FloatArray, IntArray
 from inferencesched.errors import InvalidInputError, TraceError, whole_number
+from inferencesched.simulator.lines import decoded
+from inferencesched.simulator.statistics import NORMAL95
 
 #: So far from 1 may probabilities sum up to.
 _SUM: Final = 1e-6
@@ -94,16 +96,8 @@ def _wrong(each: LoggedDecision, width: int) -> tuple[str, object, str] | None:
 
 def read_log(lines: Iterable[bytes], *, name: str = "log") -> Log:
     """Read JSON lines of `LoggedDecision`. Errors: `TraceError` with the line."""
-    decoder = msgspec.json.Decoder(LoggedDecision)
     decisions: list[LoggedDecision] = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            each = decoder.decode(line)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            allowed = f"a JSON object of a logged decision ({error})"
-            raise TraceError(name, number, "line", repr(line[:60]), allowed, lines_read=len(decisions)) from error
+    for number, each in decoded(lines, LoggedDecision, name=name):
         width = (
             len(decisions[0].features[0])
             if decisions and decisions[0].features
@@ -160,7 +154,7 @@ def _told(
     """Return the mean of independent terms with its normal interval."""
     count = len(terms)
     mean = float(terms.mean()) if value is None else value
-    half = 1.959964 * float(terms.std(ddof=1)) / sqrt(count) if count > 1 else nan
+    half = NORMAL95 * float(terms.std(ddof=1)) / sqrt(count) if count > 1 else nan
     squares = float((weights**2).sum())
     effective = float(weights.sum()) ** 2 / squares if squares else 0.0
     return Evaluation(name, mean, mean - half, mean + half, effective, clipped, greatest)

@@ -6,6 +6,7 @@ The only module beside `report` that imports the optional `matplotlib` (extra ``
 import io
 import platform
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from html import escape
 from importlib import metadata
 from importlib.util import find_spec
@@ -45,6 +46,11 @@ def write_report(result: SweepResult, folder: Path, *, command: str) -> list[Pat
         path = folder / name
         path.write_text(text, encoding="utf-8")
         written.append(path)
+    for i, (_, rows) in enumerate(_groups(result), 1):
+        path = folder / f"over-load-{i}.png"
+        with _style():
+            _figure(rows).savefig(path, dpi=110, metadata={"Software": None})
+        written.append(path)
     if find_spec("pyarrow") is not None:
         written.append(_parquet(result, folder / "figures.parquet"))
     return written
@@ -70,34 +76,51 @@ def html(result: SweepResult, *, command: str) -> str:
 
 
 def _pictures(result: SweepResult) -> list[str]:
-    """Return a picture for each traffic and fleet: figures over load, a curve a policy, bands of 95 %."""
-    groups: dict[tuple[str, int, str], list[Row]] = {}
+    """Return a picture for each traffic and fleet, under its heading."""
+    return [f"<h2>{escape(heading)}</h2>\n{_svg(rows)}" for heading, rows in _groups(result)]
+
+
+def _groups(result: SweepResult) -> list[tuple[str, list[Row]]]:
+    """Return the rows of each traffic and fleet."""
+    groups: dict[str, list[Row]] = {}
     for row in result.rows():
-        groups.setdefault((row.source, row.servers, row.timing), []).append(row)
-    return [f"<h2>{escape(f'{s}, {n} servers, {t}')}</h2>\n{_drawn(rows)}" for (s, n, t), rows in groups.items()]
+        groups.setdefault(f"{row.source}, {row.servers} servers, {row.timing}", []).append(row)
+    return list(groups.items())
 
 
-def _drawn(rows: Sequence[Row]) -> str:
-    names = list(dict.fromkeys(row.policy for row in rows))
-    with mpl.rc_context({"svg.hashsalt": "inferencesched", "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure(figsize=(4.2 * len(PANELS), 4.4), layout="constrained")
-        for panel, (key, title, log) in zip(figure.subplots(1, len(PANELS)), PANELS, strict=True):
-            for i, name in enumerate(names):
-                points = sorted((row.load, row.figures[key]) for row in rows if row.policy == name and row.figures)
-                loads, means = [load for load, _ in points], [found.mean for _, found in points]
-                style = {FLOOR: ":", CEILING: "--"}.get(name, "-")
-                colour = _COLOURS[i % len(_COLOURS)]
-                panel.plot(loads, means, style, color=colour, marker="o", markersize=3, label=name)
-                if any(not isnan(found.half) for _, found in points):
-                    low, high = [found.low for _, found in points], [found.high for _, found in points]
-                    panel.fill_between(loads, low, high, color=colour, alpha=0.15, linewidth=0)
-            panel.set_title(title, loc="left", fontsize=10)
-            panel.set_xlabel("load")
-            if log:
-                panel.set_yscale("log")
-        handles, labels = figure.axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(8, len(labels)), frameon=False)
-        out = io.StringIO()
-        figure.savefig(out, format="svg", metadata={"Date": None})
+def _style() -> AbstractContextManager[None]:
+    """Return how figures look; text stays text, so that a page is small and can be searched."""
+    return mpl.rc_context(
+        {"svg.hashsalt": "inferencesched", "svg.fonttype": "none", "axes.spines.top": False, "axes.spines.right": False}
+    )
+
+
+def _svg(rows: Sequence[Row]) -> str:
+    out = io.StringIO()
+    with _style():
+        _figure(rows).savefig(out, format="svg", metadata={"Date": None})
     text = out.getvalue()
     return text[text.index("<svg") :]
+
+
+def _figure(rows: Sequence[Row]) -> Figure:
+    """Draw figures over load: a curve a policy, bands of 95 %."""
+    names = list(dict.fromkeys(row.policy for row in rows))
+    figure = Figure(figsize=(4.2 * len(PANELS), 4.4), layout="constrained")
+    for panel, (key, title, log) in zip(figure.subplots(1, len(PANELS)), PANELS, strict=True):
+        for i, name in enumerate(names):
+            points = sorted((row.load, row.figures[key]) for row in rows if row.policy == name and row.figures)
+            loads, means = [load for load, _ in points], [found.mean for _, found in points]
+            style = {FLOOR: ":", CEILING: "--"}.get(name, "-")
+            colour = _COLOURS[i % len(_COLOURS)]
+            panel.plot(loads, means, style, color=colour, marker="o", markersize=3, label=name)
+            if any(not isnan(found.half) for _, found in points):
+                low, high = [found.low for _, found in points], [found.high for _, found in points]
+                panel.fill_between(loads, low, high, color=colour, alpha=0.15, linewidth=0)
+        panel.set_title(title, loc="left", fontsize=10)
+        panel.set_xlabel("load")
+        if log:
+            panel.set_yscale("log")
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(8, len(labels)), frameon=False)
+    return figure

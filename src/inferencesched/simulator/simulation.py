@@ -14,6 +14,7 @@ import numpy as np
 from inferencesched._typing import FloatArray
 from inferencesched.endpoints import KV_BLOCK_SIZE, KV_BLOCKS, KV_CACHE_USAGE, RUNNING_REQUESTS, WAITING_QUEUE_SIZE
 from inferencesched.errors import InvalidInputError, whole_number
+from inferencesched.marginal import LateBinder
 from inferencesched.pool import InferencePool
 from inferencesched.prefix.precise import PrecisePrefixProducer
 from inferencesched.request import InferenceRequest, Usage
@@ -129,6 +130,28 @@ class Course:
         self.reservations[place] = reservation
         return reservation
 
+    def send_bound(self, binder: LateBinder, now: float) -> int:
+        """Let a binder decide, at `now` ms, and send whom it lets go; return how many."""
+        began = perf_counter_ns()
+        sent = binder.step(self.pool, now=now / 1e3)
+        took = perf_counter_ns() - began
+        for each in sent:
+            place = int(each.request.request_id)
+            self.decision_ns[place] = took // len(sent)
+            self.judge(place, each.reservation.slot, now)
+            self.fleet.enqueue(place, each.reservation.slot, now, each.order)
+            self.reservations[place] = each.reservation
+            self.decided += 1
+        return len(sent)
+
+    def look(self, now: float) -> None:
+        """Let the servers run up to `now`, tell the gateway what it has heard by then, and read the servers where the policy does."""
+        ticks = self._ticks(now) if self.policy.scrapes else None
+        self._hear(now, ticks)
+        if ticks is not None:
+            self._observe(ticks)
+        self._clock = now
+
     def judge(self, place: int, server: int, now: float) -> None:
         """Note by how much a choice is worse than the best, by a one-step roll-out with true lengths; nothing unless ``regret`` is an array."""
         if self.regret is not None:
@@ -200,11 +223,7 @@ class Simulation(Course):
         now = self._arrival[place]
         always_fresh = self.policy.scrapes and not self.cluster.scrape_ms
         if now > self._clock or always_fresh:  # what is always fresh shows whom this very moment brought
-            ticks = self._ticks(now) if self.policy.scrapes else None
-            self._hear(now, ticks)
-            if ticks is not None:
-                self._observe(ticks)
-            self._clock = now
+            self.look(now)
         return self.request(place), now
 
     def step(self) -> Reservation:

@@ -1,4 +1,4 @@
-"""How sure is a mean over seeds, and how unevenly is something shared?"""
+"""How sure is a mean over seeds, and what is the mean of ratios?"""
 
 from collections.abc import Sequence
 from math import isfinite, nan, sqrt
@@ -14,6 +14,9 @@ _T95: Final = (
     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
     2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
 )  # fmt: skip
+
+#: The same without bound: the normal distribution's.
+NORMAL95: Final = 1.959964
 
 
 class Estimate(NamedTuple):
@@ -46,7 +49,7 @@ def t95(freedom: int) -> float:
         raise InvalidInputError("freedom", freedom, "an integer of at least 1")
     if freedom <= len(_T95):
         return _T95[freedom - 1]
-    z = 1.959964
+    z = NORMAL95
     return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
 
 
@@ -74,19 +77,6 @@ def paired(ours: Sequence[float], theirs: Sequence[float]) -> Estimate:
     if len(ours) != len(theirs):
         raise InvalidInputError("theirs", f"{len(theirs)} values", f"{len(ours)}, one for each of ours")
     return estimate(np.asarray(ours, dtype=np.float64) / np.asarray(theirs, dtype=np.float64) - 1.0)
-
-
-def jain(values: Sequence[float] | FloatArray) -> float:
-    """How evenly is it shared? ``(sum x)^2 / (n sum x^2)``: 1 is evenly, 1/n is all to one. NaN for nothing.
-
-    Source: Jain, Chiu and Hawe, "A Quantitative Measure of Fairness" (1984).
-
-    >>> jain([1.0, 1.0]), jain([1.0, 0.0])
-    (1.0, 0.5)
-    """
-    numbers = np.asarray(values, dtype=np.float64)
-    squares = float((numbers**2).sum())
-    return float(numbers.sum()) ** 2 / (len(numbers) * squares) if squares else nan
 
 
 def geometric(ratios: Sequence[float] | FloatArray) -> float:

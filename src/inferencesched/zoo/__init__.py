@@ -14,7 +14,6 @@ from inferencesched.zoo.bookkeeping import (
 )
 from inferencesched.zoo.costs import (
     CoordinatorScorer,
-    CostScorer,
     FreenessScorer,
     KvBarrierScorer,
     KvRouterScorer,
@@ -44,7 +43,6 @@ __all__ = [
     "BusiestScorer",
     "CacheAwareScorer",
     "CoordinatorScorer",
-    "CostScorer",
     "DeficitPrefixScorer",
     "DeficitProducer",
     "DualMapScorer",

@@ -7,7 +7,6 @@ tokens of prompts that a server still has to compute, B requests in flight there
 
 from dataclasses import dataclass
 from math import isfinite
-from typing import Protocol
 
 import numpy as np
 
@@ -29,14 +28,6 @@ from inferencesched.framework import CycleState, Reads
 from inferencesched.normalize import inverse_minmax, known
 from inferencesched.request import InferenceRequest
 from inferencesched.zoo.bookkeeping import ACTIVE_BLOCKS, SENT_SINCE
-
-
-class CostScorer(Protocol):
-    """Whose formula can be looked at? A scorer with a cost, less being better."""
-
-    def cost(self, request: InferenceRequest, endpoints: Endpoints, cycle: CycleState) -> FloatArray:
-        """Return ``float64[E]`` in the unit of the source; NaN is unknown."""
-        ...
 
 
 def cost_of(cost: FloatArray) -> FloatArray:
