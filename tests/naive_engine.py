@@ -28,6 +28,9 @@ class Request:
         self.preemptions = 0
         self.tokens_at = []
         self.finish = nan
+        self.adapter = 0  # none
+        self.given = 0  # tokens whose keys and values another server sends
+        self.fetched = 0
 
     @property
     def known(self):
@@ -55,6 +58,10 @@ class Server:
         self.ready = None  # when the next pass may start
         self.passes = 0
         self.evictions = 0
+        self.slots = {}  # adapter -> when it was last begun or ended with
+        self.loads = 0
+        self.host = OrderedDict()  # evicted blocks, least recently used first
+        self.fetched = 0
 
     # -- blocks --
 
@@ -97,9 +104,68 @@ class Server:
     def evict(self):
         """Forget the least recently used blocks until everything fits."""
         while len(self.cached) > self.room:
-            self.cached.popitem(last=False)
+            self.keep(self.cached.popitem(last=False)[0])
             self.evictions += 1
         assert self.room >= 0
+
+    def keep(self, name):
+        if self.config.host_blocks:
+            self.host.pop(name, None)
+            self.host[name] = None
+            while len(self.host) > self.config.host_blocks:
+                self.host.popitem(last=False)
+
+    def runs_with(self, adapter):
+        return any(each.adapter == adapter for each in self.running)
+
+    def finds_memory(self, adapter):
+        """Is its adapter loaded, or can it be?"""
+        if not self.config.adapter_slots or not adapter or adapter in self.slots:
+            return True
+        return len(self.slots) < self.config.adapter_slots or not all(map(self.runs_with, self.slots))
+
+    def load(self, adapter, now):
+        if not self.config.adapter_slots or not adapter:
+            return 0.0
+        took = 0.0
+        if adapter not in self.slots:
+            if len(self.slots) == self.config.adapter_slots:
+                idle = [each for each in self.slots if not self.runs_with(each)]
+                del self.slots[min(idle, key=self.slots.get)]
+            took = self.config.adapter_ms
+            self.loads += 1
+        self.slots[adapter] = now
+        return took
+
+    def leave(self, request, now):
+        if request.adapter in self.slots:
+            self.slots[request.adapter] = now
+
+    def fetch(self, request, hits):
+        """How many blocks go on after those found, here or in the host's memory? And how many have to be fetched?"""
+        more = fetched = 0
+        while self.config.host_blocks and hits + more < (request.known - 1) // self.config.block_size:
+            name = request.name(hits + more)
+            if name in self.host:
+                self.keep(name)
+            elif not self.known_block(name):
+                break
+            more += 1
+            fetched += not self.known_block(name)
+        self.fetched += fetched
+        return more, fetched
+
+    def crash(self):
+        """Forget everything; return who can be sent again, and who is lost."""
+        members = [*self.running, *self.waiting]
+        for request in members:
+            request.full, request.partial, request.computed, request.chunk, request.decoding = [], False, 0, 0, False
+            if not request.tokens_at:
+                request.server, request.admissions = None, []
+        evictions, passes, loads, fetched = self.evictions, self.passes, self.loads, self.fetched
+        self.__init__(self.config, self.timing)
+        self.evictions, self.passes, self.loads, self.fetched = evictions, passes, loads, fetched
+        return [r.place for r in members if not r.tokens_at], [r.place for r in members if r.tokens_at]
 
     def release(self, request):
         """Give its blocks back, the last one first: a tail is evicted before what it continues."""
@@ -116,7 +182,7 @@ class Server:
     def start(self, now):
         budget = self.config.max_tokens
         chunks, lengths = [], []  # what the pass computes, for its duration
-        preempted = False
+        preempted, beside = False, 0.0
         for request in list(self.running):
             if request not in self.running:
                 continue  # thrown out for somebody before it
@@ -124,6 +190,7 @@ class Server:
             while wanted and self.needs(request, request.computed + wanted) > self.room:
                 victim = self.running.pop()
                 self.release(victim)
+                self.leave(victim, now)
                 victim.computed = 0
                 victim.decoding = False
                 victim.preemptions += 1
@@ -134,23 +201,38 @@ class Server:
             if wanted:
                 budget -= wanted
                 self.schedule(request, wanted, chunks, lengths)
-        while self.waiting and not preempted and budget and len(self.running) < self.config.max_sequences:
-            request = self.waiting[0]
+        at = 0
+        while at < len(self.waiting) and not preempted and budget and len(self.running) < self.config.max_sequences:
+            request = self.waiting[at]
+            if not self.finds_memory(request.adapter):
+                at += 1
+                continue
             names = [request.name(j) for j in range(self.hits(request))]
             cached = len(names) * self.config.block_size
             remainder = -(-(request.known - cached) // self.config.block_size)
             if remainder > self.room - sum(name in self.cached for name in names):
                 break
-            self.running.append(self.waiting.pop(0))
+            beside += self.load(request.adapter, now)
+            self.running.append(self.waiting.pop(at))
             for name in names:
                 self.hold(request, name)
+            more, fetched = self.fetch(request, len(names))
+            for _ in range(fetched):
+                beside += self.config.block_ms
+            request.fetched += fetched * self.config.block_size
+            cached += more * self.config.block_size
+            if request.given:
+                cached = max(cached, min(request.given, request.known - 1))
+            else:
+                request.admissions.append((cached, request.known))
             request.computed = cached
-            request.admissions.append((cached, request.known))
             wanted = min(request.known - cached, budget)
             budget -= wanted
             self.schedule(request, wanted, chunks, lengths)
         self.ready = None
-        self.end = now + step_ms(self.timing, prefill=tuple(chunks), decode=tuple(lengths), config=self.config)
+        self.end = now + (
+            step_ms(self.timing, prefill=tuple(chunks), decode=tuple(lengths), config=self.config) + beside
+        )
         self.passes += 1
 
     def schedule(self, request, tokens, chunks, lengths):
@@ -177,6 +259,7 @@ class Server:
                     events.append((now, "finished", request.place))
                     self.running.remove(request)
                     self.release(request)
+                    self.leave(request, now)
             request.chunk = 0
         self.end = None
         self.ready = now if self.running or self.waiting else None

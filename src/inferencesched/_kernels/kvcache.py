@@ -106,23 +106,66 @@ def _take_node(servers: IntArray, nodes: Int32Array, s: int) -> int:
 
 
 @kernel
+def _append(servers: IntArray, nodes: Int32Array, s: int, node: int) -> None:
+    """Put a node at the end of the list of cached blocks: it is evicted last."""
+    last = int(servers[s, LRU_TAIL])
+    nodes[s, node, PREVIOUS] = last
+    nodes[s, node, FOLLOWING] = -1
+    if last >= 0:
+        nodes[s, last, FOLLOWING] = node
+    else:
+        servers[s, LRU_HEAD] = node
+    servers[s, LRU_TAIL] = node
+    servers[s, EVICTABLE] += 1
+
+
+@kernel
+def _forget(servers: IntArray, nodes: Int32Array, table: Int32Array, s: int) -> int:
+    """Take out the least recently used block; return its id."""
+    node = int(servers[s, LRU_HEAD])
+    ident = int(nodes[s, node, ID])
+    _unlink(servers, nodes, s, node)
+    _erase(table, s, ident)
+    nodes[s, node, FOLLOWING] = servers[s, SPARE]
+    servers[s, SPARE] = node
+    return ident
+
+
+@kernel
+def keep(lists: IntArray, nodes: Int32Array, table: Int32Array, s: int, ident: int) -> None:
+    """Have a block in the host's memory, used just now; the least recently used one makes room."""
+    node = find_block(table, s, ident)
+    if node >= 0:
+        _unlink(lists, nodes, s, node)
+    else:
+        if lists[s, FREE] > 0:
+            lists[s, FREE] -= 1
+        else:
+            _forget(lists, nodes, table, s)
+        node = _take_node(lists, nodes, s)
+        nodes[s, node, ID] = ident
+        nodes[s, node, REFERENCES] = 0
+        _insert(table, s, ident, node)
+    _append(lists, nodes, s, node)
+
+
+@kernel
 def _take_block(
-    servers: IntArray, nodes: Int32Array, table: Int32Array, tally: IntArray, log: IntArray, s: int
-) -> None:
-    """Use up a free block, or else the least recently used cached one. The caller knows that there is one."""
+    servers: IntArray, nodes: Int32Array, table: Int32Array, tally: IntArray, log: IntArray,
+    host_lists: IntArray, host_nodes: Int32Array, host_table: Int32Array, s: int
+) -> None:  # fmt: skip
+    """Use up a free block, or else the least recently used cached one, which the host keeps if it has room for any. The caller knows that there is one."""
     if servers[s, FREE] > 0:
         servers[s, FREE] -= 1
         return
-    node = int(servers[s, LRU_HEAD])
-    _unlink(servers, nodes, s, node)
-    _erase(table, s, int(nodes[s, node, ID]))
-    nodes[s, node, FOLLOWING] = servers[s, SPARE]
-    servers[s, SPARE] = node
+    ident = _forget(servers, nodes, table, s)
+    if host_nodes.shape[1] > 0:
+        keep(host_lists, host_nodes, host_table, s, ident)
     tally[EVICTED] += 1
     if log.shape[0] > 0:
         log[tally[LOGGED], 0] = s
         log[tally[LOGGED], 1] = -1
-        log[tally[LOGGED], 2] = nodes[s, node, ID]
+        log[tally[LOGGED], 2] = ident
         tally[LOGGED] += 1
 
 
@@ -173,7 +216,8 @@ def shortfall(
 @kernel
 def extend(
     requests: IntArray, servers: IntArray, nodes: Int32Array, table: Int32Array, blocks: IntArray, tally: IntArray,
-    log: IntArray, s: int, i: int, length: int, size: int
+    log: IntArray, host_lists: IntArray, host_nodes: Int32Array, host_table: Int32Array, s: int, i: int, length: int,
+    size: int
 ) -> None:  # fmt: skip
     """Let request i hold blocks for `length` tokens; it has them for COMPUTED. Full ones can be found at once.
 
@@ -191,14 +235,14 @@ def extend(
             _name(servers, nodes, table, s, ident)
     for j in range(held, (length + size - 1) // size):
         if (j + 1) * size > length:
-            _take_block(servers, nodes, table, tally, log, s)
+            _take_block(servers, nodes, table, tally, log, host_lists, host_nodes, host_table, s)
             continue
         ident = block_ident(requests, blocks, i, j)
         node = find_block(table, s, ident)
         if node >= 0:
             hold(servers, nodes, s, node)
         else:
-            _take_block(servers, nodes, table, tally, log, s)
+            _take_block(servers, nodes, table, tally, log, host_lists, host_nodes, host_table, s)
             _name(servers, nodes, table, s, ident)
     requests[i, HELD] = (length + size - 1) // size
     if log.shape[0] > 0:
@@ -222,13 +266,5 @@ def release(
         node = find_block(table, s, block_ident(requests, blocks, i, j))
         nodes[s, node, REFERENCES] -= 1
         if nodes[s, node, REFERENCES] == 0:
-            last = int(servers[s, LRU_TAIL])
-            nodes[s, node, PREVIOUS] = last
-            nodes[s, node, FOLLOWING] = -1
-            if last >= 0:
-                nodes[s, last, FOLLOWING] = node
-            else:
-                servers[s, LRU_HEAD] = node
-            servers[s, LRU_TAIL] = node
-            servers[s, EVICTABLE] += 1
+            _append(servers, nodes, s, node)
     requests[i, HELD] = 0

@@ -6,8 +6,10 @@ The rules are those of vLLM's first-generation scheduler as Dynamo's mocker has 
 import numpy as np
 
 from inferencesched._kernels._compile import kernel
-from inferencesched._kernels.kvcache import block_ident, extend, find_block, hold, release, shortfall
+from inferencesched._kernels.kvcache import block_ident, extend, find_block, hold, keep, release, shortfall
 from inferencesched._kernels.serving_state import (
+    ADAPTER,
+    BLOCK_MS,
     BLOCK_SIZE,
     CACHED,
     CACHED_ALL,
@@ -17,14 +19,18 @@ from inferencesched._kernels.serving_state import (
     END,
     EVENTS,
     EVICTABLE,
+    FETCHED,
+    FETCHED_TOKENS,
     FINISH,
     FINISH_EVENT,
     FIRST_TOKEN,
     FREE,
     GAPS,
     GENERATED,
+    GIVEN,
     HELD,
     INPUT,
+    KIND,
     LAST_TOKEN,
     LOGGED,
     MAX_SEQUENCES,
@@ -39,9 +45,9 @@ from inferencesched._kernels.serving_state import (
     PROMPT_ALL,
     READY,
     REFERENCES,
+    ROOM,
     RUNNING,
     SERVER,
-    TIMING,
     TOKEN_EVENT,
     TOP,
     WAIT_HEAD,
@@ -49,20 +55,21 @@ from inferencesched._kernels.serving_state import (
     WAITING,
     State,
 )
+from inferencesched._kernels.slots import begin_with, end_with, look, slot_for
 from inferencesched._typing import FloatArray, IntArray
 
 
 @kernel
 def step_time(
-    config: IntArray, timing: FloatArray, capacity: int, prefills: int, ends: int, starts: int, tokens: int,
-    pairs: float, context: int, decodes: int
+    timing: FloatArray, capacity: int, prefills: int, ends: int, starts: int, tokens: int, pairs: float, context: int,
+    decodes: int
 ) -> float:  # fmt: skip
     """Return how long a pass takes, ms.
 
     prefills: chunks, which end and start at positions that sum to `ends` and `starts`; tokens: all new ones; pairs:
     query-key pairs of the chunks; context: tokens that the decodes attend to; capacity: the server's KV tokens.
     """
-    if config[TIMING] == POLYNOMIAL:  # prefill a2, a1, a0, decode d2, d1, d0, least decode time
+    if timing[KIND] == POLYNOMIAL:  # prefill a2, a1, a0, decode d2, d1, d0, least decode time
         took = 0.0
         if prefills > 0:
             # whole-number means, as the mocker takes them: without the truncation replays differ
@@ -82,11 +89,13 @@ def step_time(
 def _begin(state: State, now: float, s: int) -> None:
     """Schedule one pass of server s at `now`, and say when it ends."""
     requests, servers, clocks, queue, nodes = state.requests, state.servers, state.clocks, state.queue, state.nodes
-    table, blocks, tally, config, timing = state.table, state.blocks, state.tally, state.config, state.timing
+    table, blocks, tally, config, timing = state.table, state.blocks, state.tally, state.config, state.timing[s]
+    lists, kept, places = state.host_lists, state.host_nodes, state.host_table
+    lora, host = state.slots.shape[1] > 0, kept.shape[1] > 0
     log, before = state.log, state.tally[LOGGED]
     size, budget = int(config[BLOCK_SIZE]), int(config[MAX_TOKENS])
     prefills, ends, starts, tokens, context, decodes = 0, 0, 0, 0, 0, 0
-    pairs = 0.0
+    pairs, beside = 0.0, 0.0  # beside the pass itself: ms of loading and fetching
     preempted = False
     r = 0
     while r < servers[s, RUNNING]:
@@ -103,6 +112,8 @@ def _begin(state: State, now: float, s: int) -> None:
             servers[s, RUNNING] -= 1
             victim = int(queue[s, servers[s, RUNNING]])
             release(requests, servers, nodes, table, blocks, s, victim, size)
+            if lora:
+                end_with(state, s, int(requests[victim, ADAPTER]), now)
             requests[victim, COMPUTED] = 0
             requests[victim, CHUNK] = 0
             requests[victim, PREEMPTIONS] += 1
@@ -115,7 +126,7 @@ def _begin(state: State, now: float, s: int) -> None:
             gone = victim == i
         if gone:
             break
-        extend(requests, servers, nodes, table, blocks, tally, log, s, i, computed + chunk, size)
+        extend(requests, servers, nodes, table, blocks, tally, log, lists, kept, places, s, i, computed + chunk, size)
         requests[i, CHUNK] = chunk
         budget -= chunk
         tokens += chunk
@@ -127,8 +138,13 @@ def _begin(state: State, now: float, s: int) -> None:
         else:
             decodes += 1
             context += known
-    while not preempted and budget > 0 and servers[s, RUNNING] < config[MAX_SEQUENCES] and servers[s, WAIT_HEAD] >= 0:
-        i = int(servers[s, WAIT_HEAD])
+    before_it, i = -1, int(servers[s, WAIT_HEAD])  # who waits directly before i
+    while not preempted and budget > 0 and servers[s, RUNNING] < config[MAX_SEQUENCES] and i >= 0:
+        after = int(requests[i, NEXT])
+        slot = slot_for(state, s, int(requests[i, ADAPTER])) if lora else 0
+        if slot < 0:  # no memory for its adapter: those behind it may go
+            before_it, i = i, after
+            continue
         known = int(requests[i, INPUT] + requests[i, GENERATED])
         hits, revived = 0, 0
         if config[CACHING]:
@@ -141,21 +157,42 @@ def _begin(state: State, now: float, s: int) -> None:
                 revived += nodes[s, node, REFERENCES] == 0
         if (known + size - 1) // size - hits > servers[s, FREE] + servers[s, EVICTABLE] - revived:
             break  # nobody overtakes the head of the line
-        servers[s, WAIT_HEAD] = requests[i, NEXT]
-        if servers[s, WAIT_HEAD] < 0:
-            servers[s, WAIT_TAIL] = -1
+        if before_it < 0:
+            servers[s, WAIT_HEAD] = after
+        else:
+            requests[before_it, NEXT] = after
+        if after < 0:
+            servers[s, WAIT_TAIL] = before_it
         servers[s, WAITING] -= 1
+        if lora:
+            beside += begin_with(state, s, slot, int(requests[i, ADAPTER]), now)
         for j in range(hits):
             hold(servers, nodes, s, find_block(table, s, block_ident(requests, blocks, i, j)))
         cached = hits * size
-        if requests[i, PROMPT_ALL] == 0:
-            requests[i, CACHED] = cached
-        requests[i, CACHED_ALL] += cached
-        requests[i, PROMPT_ALL] += known
+        if host:  # what continues it there is fetched
+            for j in range(hits, (known - 1) // size):
+                ident = block_ident(requests, blocks, i, j)
+                there = find_block(table, s, ident) >= 0
+                if find_block(places, s, ident) >= 0:
+                    keep(lists, kept, places, s, ident)
+                elif not there:
+                    break
+                cached += size
+                if not there:
+                    beside += state.pace[BLOCK_MS]
+                    tally[FETCHED] += 1
+                    requests[i, FETCHED_TOKENS] += size
+        if requests[i, GIVEN] > 0:  # the prompt was counted where it was computed
+            cached = max(cached, min(int(requests[i, GIVEN]), known - 1))
+        else:
+            if requests[i, PROMPT_ALL] == 0:
+                requests[i, CACHED] = cached
+            requests[i, CACHED_ALL] += cached
+            requests[i, PROMPT_ALL] += known
         chunk = min(known - cached, budget)
         requests[i, COMPUTED] = cached
         requests[i, HELD] = hits
-        extend(requests, servers, nodes, table, blocks, tally, log, s, i, cached + chunk, size)
+        extend(requests, servers, nodes, table, blocks, tally, log, lists, kept, places, s, i, cached + chunk, size)
         requests[i, CHUNK] = chunk
         requests[i, PREFILLING] = 1
         queue[s, servers[s, RUNNING]] = i
@@ -166,9 +203,9 @@ def _begin(state: State, now: float, s: int) -> None:
         ends += cached + chunk
         starts += cached
         pairs += chunk * (cached + chunk / 2.0)
-    clocks[s, END] = now + step_time(
-        config, timing, nodes.shape[1] * size, prefills, ends, starts, tokens, pairs, context, decodes
-    )
+        i = after
+    took = step_time(timing, servers[s, ROOM] * size, prefills, ends, starts, tokens, pairs, context, decodes)
+    clocks[s, END] = now + (took + beside)
     tally[PASSES] += 1
     if log.shape[0] > 0:
         state.logged[before : tally[LOGGED]] = now
@@ -215,6 +252,8 @@ def _end(state: State, s: int) -> None:
             kinds[tally[EVENTS]] = FINISH_EVENT
             tally[EVENTS] += 1
             release(requests, servers, nodes, table, blocks, s, i, int(config[BLOCK_SIZE]))
+            if state.slots.shape[1] > 0:
+                end_with(state, s, int(requests[i, ADAPTER]), now)
         else:
             queue[s, kept] = i
             kept += 1
@@ -236,11 +275,11 @@ def _decode_on(state: State, s: int, limit: float) -> None:
     """
     requests, times, servers, clocks, queue = state.requests, state.times, state.servers, state.clocks, state.queue
     nodes, table, blocks, gaps, tally = state.nodes, state.table, state.blocks, state.gaps, state.tally
-    config, timing, log = state.config, state.timing, state.log
+    config, timing, log = state.config, state.timing[s], state.log
     now, running, size = clocks[s, READY], servers[s, RUNNING], int(config[BLOCK_SIZE])
     if servers[s, WAITING] > 0 or running > config[MAX_TOKENS]:
         return
-    context, capacity = 0, nodes.shape[1] * size
+    context, capacity = 0, servers[s, ROOM] * size
     for r in range(running):
         i = queue[s, r]
         if requests[i, PREFILLING] or times[i, LAST_TOKEN] != now:
@@ -260,7 +299,7 @@ def _decode_on(state: State, s: int, limit: float) -> None:
             break  # what was said has to be heard first
         made, before, began = 0, tally[LOGGED], now
         while made < passes:
-            end = now + step_time(config, timing, capacity, 0, 0, 0, running, 0.0, context, running)
+            end = now + step_time(timing, capacity, 0, 0, 0, running, 0.0, context, running)
             if not now < limit or end > limit:
                 going = False
                 break
@@ -276,7 +315,7 @@ def _decode_on(state: State, s: int, limit: float) -> None:
                 i = queue[s, r]
                 computed = int(requests[i, COMPUTED])
                 if requests[i, HELD] * size - computed <= 1:
-                    extend(requests, servers, nodes, table, blocks, tally, log, s, i, computed + 1, size)
+                    extend(requests, servers, nodes, table, blocks, tally, log, state.host_lists, state.host_nodes, state.host_table, s, i, computed + 1, size)  # fmt: skip
                 requests[i, GENERATED] += made
                 requests[i, COMPUTED] += made
             if log.shape[0] > 0:
@@ -305,7 +344,7 @@ def advance(state: State, until: float, samples: FloatArray, signals: FloatArray
     each server's signals are read on the way (NaN: not; those that were are NaN afterwards); signals float64[3, S]: waiting,
     running, share of blocks held. It stops where the log is full: called again, it goes on to the same end.
     """
-    servers, clocks, blocks = state.servers, state.clocks, state.nodes.shape[1]
+    servers, clocks = state.servers, state.clocks
     for s in range(servers.shape[0]):
         stop = samples[s]
         sampling = stop == stop
@@ -333,7 +372,9 @@ def advance(state: State, until: float, samples: FloatArray, signals: FloatArray
             samples[s] = np.nan
             signals[0, s] = servers[s, WAITING]
             signals[1, s] = servers[s, RUNNING]
-            signals[2, s] = 1.0 - (servers[s, FREE] + servers[s, EVICTABLE]) / blocks
+            signals[2, s] = 1.0 - (servers[s, FREE] + servers[s, EVICTABLE]) / servers[s, ROOM]
+            if state.slots.shape[1] > 0:
+                look(state, s)
     return True
 
 
@@ -412,6 +453,13 @@ def copy_server(state: State, s: int, to: State, members: IntArray) -> int:
     requests, servers = state.requests, state.servers
     to.servers[0] = servers[s]
     to.clocks[0] = state.clocks[s]
+    to.timing[0] = state.timing[s]
+    to.slots[0] = state.slots[s]
+    to.used[0] = state.used[s]
+    if state.host_nodes.shape[1] > 0:
+        to.host_lists[0] = state.host_lists[s]
+        to.host_nodes[0] = state.host_nodes[s]
+        to.host_table[0] = state.host_table[s]
     # loops, not slices: a third of the time
     for node in range(servers[s, TOP]):
         for column in range(4):

@@ -26,6 +26,10 @@ class EngineConfig:
     ``kv_blocks`` of ``block_size`` tokens; up to ``max_sequences`` requests run together, and one pass takes
     up to ``max_tokens`` new tokens (chunked prefill). Defaults are those of Dynamo's mocker. ``ordered`` has its line stand in the
     order that the gateway asks for (vLLM's priority scheduling), not in that of arrival.
+
+    LoRA: ``adapter_slots`` adapters at once (0: adapters cost nothing), ``adapter_ms`` to load one, in which its pass waits. Offload:
+    ``host_blocks`` evicted blocks are kept in the host's memory, the least recently used making room, and are fetched at ``block_ms``
+    each in the pass that needs them.
     """
 
     kv_blocks: int = 16_384
@@ -34,10 +38,19 @@ class EngineConfig:
     max_tokens: int = 8_192
     prefix_caching: bool = True
     ordered: bool = False
+    adapter_slots: int = 0
+    adapter_ms: float = 0.0
+    host_blocks: int = 0
+    block_ms: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("kv_blocks", "block_size", "max_sequences", "max_tokens"):
             whole_number(name, getattr(self, name), low=1)
+        for name in ("adapter_slots", "host_blocks"):
+            whole_number(name, getattr(self, name))
+        for name in ("adapter_ms", "block_ms"):
+            if not (isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise InvalidInputError(name, getattr(self, name), "a finite number of ms of at least 0")
 
     @property
     def kv_tokens(self) -> int:
@@ -231,10 +244,8 @@ def step_ms(
     `prefill` is (tokens before, new tokens) of each chunk; `decode` is each decoding sequence's length.
     """
     config = EngineConfig() if config is None else config
-    kind, coefficients = model.parameters()
     return serving.step_time(
-        settings(config, kind),
-        coefficients,
+        coefficients(model),
         config.kv_tokens,
         len(prefill),
         sum(before + new for before, new in prefill),
@@ -246,7 +257,13 @@ def step_ms(
     )
 
 
-def settings(config: EngineConfig, kind: int) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
-    """Return the kernel's config, ``int64[6]``."""
-    values = (config.block_size, config.max_sequences, config.max_tokens, config.prefix_caching, kind, config.ordered)
+def settings(config: EngineConfig) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
+    """Return the kernel's config, ``int64[5]``."""
+    values = (config.block_size, config.max_sequences, config.max_tokens, config.prefix_caching, config.ordered)
     return np.array(values, dtype=np.int64)
+
+
+def coefficients(model: StepTime) -> FloatArray:
+    """Return the kernel's row for a server with this step time, ``float64[8]``."""
+    kind, found = model.parameters()
+    return np.append(found, float(kind))

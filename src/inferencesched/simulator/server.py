@@ -4,17 +4,18 @@ A `Fleet` is all servers of one replay: the state of their engines, advanced by 
 trace, output lengths included; nothing of that reaches a scheduler but through signals and events.
 """
 
+from collections.abc import Sequence
 from math import inf, isfinite, isnan
 from typing import Final, NamedTuple, final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from inferencesched._kernels import serving
+from inferencesched._kernels import failing, serving
 from inferencesched._kernels import serving_state as columns
 from inferencesched._typing import FloatArray, IntArray
 from inferencesched.errors import InvalidInputError, whole_number
-from inferencesched.simulator.engine import EngineConfig, StepTime, settings
+from inferencesched.simulator.engine import EngineConfig, StepTime, coefficients, settings
 
 FIRST_TOKEN: Final = columns.TOKEN_EVENT
 FINISHED: Final = columns.FINISH_EVENT
@@ -55,35 +56,57 @@ class BlockNews(NamedTuple):
     news: IntArray
 
 
-def _state(
-    count: int, config: EngineConfig, requests: IntArray, blocks: IntArray, timing: StepTime, log: int = 0
-) -> columns.State:
-    """Return `count` empty servers, and requests that nobody has been sent; a log of so many entries."""
-    total = len(requests)
-    servers = np.zeros((count, 10), dtype=np.int64)
+def _empty(rooms: Sequence[int]) -> IntArray:
+    """Return the lists of servers with so many blocks each, all free."""
+    lists = np.zeros((len(rooms), 11), dtype=np.int64)
     for column in (columns.WAIT_HEAD, columns.WAIT_TAIL, columns.LRU_HEAD, columns.LRU_TAIL, columns.SPARE):
-        servers[:, column] = -1
-    servers[:, columns.FREE] = config.kv_blocks
-    kind, coefficients = timing.parameters()
+        lists[:, column] = -1
+    lists[:, columns.FREE] = lists[:, columns.ROOM] = rooms
+    return lists
+
+
+def _table(count: int, blocks: int) -> columns.Int32Array:
+    """Return where so many blocks can be found, on each of `count` servers."""
+    return np.zeros((count, 1 << (2 * blocks - 1).bit_length() if blocks else 1, 2), dtype=np.int32)
+
+
+def _state(
+    config: EngineConfig,
+    requests: IntArray,
+    blocks: IntArray,
+    timings: Sequence[StepTime],
+    rooms: Sequence[int],
+    log: int = 0,
+) -> columns.State:
+    """Return empty servers with these step times and numbers of blocks, and requests that nobody has been sent; a log of so many entries."""
+    total, count, most = len(requests), len(rooms), max(rooms)
+    adapters = int(requests[:, columns.ADAPTER].max(initial=0)) + 1 if config.adapter_slots else 0
     return columns.State(
         requests=requests,
         times=np.full((total, 3), np.nan),
-        servers=servers,
+        servers=_empty(rooms),
         clocks=np.full((count, 2), inf),
         queue=np.zeros((count, min(config.max_sequences, max(1, total))), dtype=np.int64),
-        nodes=np.empty((count, config.kv_blocks, 4), dtype=np.int32),
-        table=np.zeros((count, 1 << (2 * config.kv_blocks - 1).bit_length(), 2), dtype=np.int32),
+        nodes=np.empty((count, most, 4), dtype=np.int32),
+        table=_table(count, most),
         blocks=blocks,
         events=np.empty((2, 2 * total)),
         kinds=np.empty(2 * total, dtype=np.int8),
         # a gap a token at most; memory never touched costs nothing
         gaps=np.empty((2, int(np.maximum(requests[:, columns.OUTPUT], 1).sum()))),
-        tally=np.zeros(5, dtype=np.int64),
-        config=settings(config, kind),
-        timing=coefficients,
+        tally=np.zeros(7, dtype=np.int64),
+        config=settings(config),
+        timing=np.array([coefficients(each) for each in timings]),
         log=np.empty((log, 3), dtype=np.int64),
         logged=np.empty(log),
         order=np.zeros(total),
+        slots=np.zeros((count, config.adapter_slots, 2), dtype=np.int64),
+        used=np.zeros((count, config.adapter_slots)),
+        seen=np.zeros((count, adapters), dtype=np.int8),
+        pace=np.array([config.adapter_ms, config.block_ms]),
+        host_lists=_empty([config.host_blocks] * count),
+        host_nodes=np.empty((count, config.host_blocks, 4), dtype=np.int32),
+        host_table=_table(count, config.host_blocks),
     )
 
 
@@ -93,10 +116,12 @@ class Fleet:
 
     Parameters
     ----------
-    servers: how many, all alike (`config`, `timing`).
+    servers: how many, all alike (`config`, `timing`), unless `timings` and `kv_blocks` say otherwise of each.
     input_tokens, output_tokens: int64[N], the whole trace.
     blocks, offsets: ``blocks[offsets[i]:offsets[i + 1]]`` are request i's block ids, at least 0 and below 2^31.
     news: whether the servers tell of their blocks (`block_news`).
+    adapters: int64[N], which LoRA adapter each request needs, counted from 1; 0 is none.
+    timings, kv_blocks: one for each server, where they differ.
 
     Results, by place in the trace: ``first_token`` and ``finish`` float64[N] ms (NaN: not yet), ``server`` int64[N] (-1:
     not sent). Cost: about 10 ns a running request and pass; 2,000 passes a second of simulated time are a busy fleet.
@@ -126,6 +151,9 @@ class Fleet:
         offsets: IntArray,
         *,
         news: bool = False,
+        adapters: IntArray | None = None,
+        timings: Sequence[StepTime] | None = None,
+        kv_blocks: Sequence[int] | None = None,
     ) -> None:
         self.config = config
         self.servers = whole_number("servers", servers, low=1)
@@ -133,11 +161,22 @@ class Fleet:
         if input_tokens.min(initial=1) < 1 or output_tokens.min(initial=0) < 0:  # the first would never be answered
             shortest = (int(input_tokens.min(initial=1)), int(output_tokens.min(initial=0)))
             raise InvalidInputError("input_tokens, output_tokens", shortest, "at least 1, at least 0")
+        #: How long a pass takes on each server, and how many blocks it has.
+        self.timings = (timing,) * servers if timings is None else tuple(timings)
+        self.rooms = (config.kv_blocks,) * servers if kv_blocks is None else tuple(kv_blocks)
+        for name, each in (("timings", self.timings), ("kv_blocks", self.rooms)):
+            if len(each) != servers:
+                raise InvalidInputError(name, f"{len(each)} of them", f"one for each of {servers} servers")
         longest = int((input_tokens + output_tokens).max(initial=0))
-        if longest > config.kv_tokens:
+        if longest > min(self.rooms) * size:
             needed = -(-longest // size)
-            raise InvalidInputError("kv_blocks", config.kv_blocks, f"at least {needed}: the longest request must fit")
-        requests = np.zeros((total, 16), dtype=np.int64)
+            raise InvalidInputError("kv_blocks", min(self.rooms), f"at least {needed}: the longest request must fit")
+        requests = np.zeros((total, 19), dtype=np.int64)
+        if adapters is not None:
+            if len(adapters) != total or adapters.min(initial=0) < 0:
+                got = f"length {len(adapters)}, from {adapters.min(initial=0)}"
+                raise InvalidInputError("adapters", got, f"{total} integers of at least 0")
+            requests[:, columns.ADAPTER] = adapters
         requests[:, columns.INPUT] = input_tokens
         requests[:, columns.OUTPUT] = output_tokens
         requests[:, columns.NEXT] = requests[:, columns.SERVER] = -1
@@ -153,7 +192,8 @@ class Fleet:
         # what one pass may say, and then some: the kernel stops where it is full
         most = config.max_tokens // size + 3 * min(config.max_sequences, max(1, total)) + 1
         log = most + _LOG if news else 0
-        self._live = _state(servers, config, requests, np.ascontiguousarray(blocks, dtype=np.int64), timing, log)
+        blocks = np.ascontiguousarray(blocks, dtype=np.int64)
+        self._live = _state(config, requests, blocks, self.timings, self.rooms, log)
         self._news: list[BlockNews] = []
         self._trial: columns.State | None = None
         self._members: IntArray = np.zeros(total, dtype=np.int64)
@@ -241,7 +281,7 @@ class Fleet:
         self._to_send(place, now)
         if self._trial is None:
             live = self._live
-            trial = _state(1, self.config, live.requests.copy(), live.blocks, self.timing)
+            trial = _state(self.config, live.requests.copy(), live.blocks, self.timings[:1], (max(self.rooms),))
             self._trial = trial._replace(order=live.order)
         outcome = Rollout(*(np.empty(self.servers) for _ in Rollout._fields))
         for server in range(self.servers):
@@ -277,6 +317,49 @@ class Fleet:
         trial.tally[:] = 0
         serving.advance(trial, inf, self._one, self.signals)
         return members
+
+    def crash(self, server: int) -> tuple[IntArray, IntArray]:
+        """Let a server lose everything, its cache too; return who can be sent again, and who had its first token and is lost.
+
+        It is empty from now on: have nobody sent there while it is down. Places in the trace, int64[M]. Errors: `InvalidInputError`.
+        """
+        if not 0 <= server < self.servers:
+            raise InvalidInputError("server", server, f"0 to {self.servers - 1}")
+        count = failing.crash(self._live, server, self._members)
+        members = self._members[:count].copy()
+        self._foreseen[server] = False
+        begun = ~np.isnan(self._live.times[members, columns.FIRST_TOKEN])
+        return members[~begun], members[begun]
+
+    def prefill_only(self, place: int) -> None:
+        """Have the request at this place end with its first token where it is sent next: its prompt is computed there, no more."""
+        self._live.requests[place, columns.OUTPUT] = 1
+
+    def hand_over(self, place: int, output_tokens: int) -> None:
+        """Have a request whose prompt was computed (`prefill_only`) be sent once more, with its keys and values, for the rest.
+
+        The next server needs room for them, and computes the prompt's last token; what the first one said of its times is forgotten.
+        """
+        requests = self._live.requests
+        requests[place, columns.GIVEN] = requests[place, columns.INPUT]
+        requests[place, columns.OUTPUT] = output_tokens
+        for column in (columns.GENERATED, columns.COMPUTED):
+            requests[place, column] = 0
+        requests[place, columns.SERVER] = -1
+        self._live.times[place] = np.nan
+
+    def missing_tokens(self, place: int, server: int) -> int:
+        """How many tokens of this prompt does a server not have yet? What a transfer would have to bring."""
+        serving.overlaps(self._live, place, self._overlap)
+        live = self._live
+        return int(live.requests[place, columns.INPUT]) - int(self._overlap[server]) * self.config.block_size
+
+    def adapters_seen(self, server: int) -> tuple[frozenset[int], frozenset[int], frozenset[int]]:
+        """Which adapters were loaded, ran and waited when this server was last read?"""
+        row = self._live.seen[server].astype(np.int64)
+        bits = (columns.LOADED_BIT, columns.RUNNING_BIT, columns.WAITING_BIT)
+        loaded, running, waiting = (frozenset((np.flatnonzero(row[1:] & bit) + 1).tolist()) for bit in bits)
+        return loaded, running, waiting
 
     @property
     def state(self) -> columns.State:
@@ -324,6 +407,16 @@ class Fleet:
     def passes(self) -> int:
         """How many passes did all servers make?"""
         return int(self._live.tally[columns.PASSES])
+
+    @property
+    def adapter_loads(self) -> int:
+        """How often was a LoRA adapter loaded?"""
+        return int(self._live.tally[columns.LOADS])
+
+    @property
+    def fetched_blocks(self) -> int:
+        """How many blocks were fetched from hosts' memories?"""
+        return int(self._live.tally[columns.FETCHED])
 
     @property
     def evictions(self) -> int:
@@ -386,4 +479,12 @@ class Fleet:
                     ident = int(live.blocks[first + j]) if j < full else own
                     held[ident] = held.get(ident, 0) + 1
             assert held == {i: node[columns.REFERENCES] for i, node in nodes.items() if node[columns.REFERENCES]}
-            assert row[columns.FREE] + row[columns.EVICTABLE] + len(held) + anonymous == self.config.kv_blocks
+            assert (
+                row[columns.FREE] + row[columns.EVICTABLE] + len(held) + anonymous == row[columns.ROOM] == self.rooms[s]
+            )
+            for k in range(self.config.adapter_slots):
+                adapter, users = live.slots[s, k].tolist()
+                assert users == sum(adapter > 0 and live.requests[i, columns.ADAPTER] == adapter for i in running)
+            host = live.host_lists[s]
+            assert host[columns.FREE] + host[columns.EVICTABLE] == self.config.host_blocks
+            assert (live.host_table[s, :, 1] != 0).sum() == host[columns.EVICTABLE]
