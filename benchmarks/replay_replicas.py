@@ -3,26 +3,20 @@
     python benchmarks/replay_replicas.py [--trace FILE] [--gateways 2 4] [--servers 8] [--speed 1.5] [--seeds 3]
 
 Replays a trace with its requests dealt to several gateways by lot. Each has a pool, an index and a scheduler of its own, and decides alone; what
-it did reaches the others after `delay` ms (beside the 20 ms between two deltas), by `Replica`. The floor is gateways that never hear of each
+it did reaches the others after `delay` ms (beside the 20 ms between two deltas), by `Replica` (`Cluster.gateways`, `gossip_ms`). The floor is gateways that never hear of each
 other, the ceiling one gateway for all. Policy: prefix 3, requests in flight 2; nothing is scraped, so that the peers' word is all there is.
 """
 
 import argparse
-from collections import deque
 from math import inf
 from pathlib import Path
 
 import numpy as np
 
 import inferencesched as isched
-from inferencesched.replication import Replica
-from inferencesched.simulator import Cluster, Traffic, generate, jitter, read_trace
-from inferencesched.simulator.metrics import summarise
-from inferencesched.simulator.policies import Policy
-from inferencesched.simulator.simulation import Simulation
+from inferencesched.simulator import Cluster, Policy, Traffic, generate, jitter, read_trace, simulate
 
 TRACE = Path(__file__).resolve().parents[2] / "shared" / "traces" / "mooncake_conversation.jsonl"
-INTERVAL = 20.0
 SHOWN = ("ttft_mean", "ttft_p90", "e2e_mean", "hit_first", "goodput_requests", "uneven_requests")
 
 
@@ -40,48 +34,9 @@ def build(fleet):
 POLICY = Policy("prefix-and-load", "prefix 3, in flight 2", build)
 
 
-class Several(Simulation):
-    """One replay with several gateways that hear of each other after `delay` ms; infinite is never."""
-
-    def __init__(self, workload, cluster, gateways, delay):
-        super().__init__(workload, POLICY, cluster)
-        self.delay, self.flushed = delay, 0.0
-        self.air = deque()  # (due, who said it, bytes)
-        self.gateways = []
-        for i in range(gateways):
-            pool, base = isched.InferencePool(), build(self.fleet)
-            for name in self.pool.names:
-                pool.join(name)
-            replica = Replica(f"gateway-{i}", life=1)
-            peers = replica.watch("pool", pool, base.producers[0])
-            scheduler = isched.Scheduler(base.profiles, producers=(*base.producers, peers))
-            self.gateways.append((replica, pool, scheduler))
-        self.dealt = np.random.default_rng(cluster.seed).integers(gateways, size=len(workload)).tolist()
-
-    def send(self, request, place, now):
-        """Hear what is due, then decide at the gateway that this request was dealt to."""
-        if self.delay < inf and now - self.flushed >= INTERVAL:
-            self.flushed = now
-            for i, (replica, _, _) in enumerate(self.gateways):
-                delta = replica.delta(now=now / 1e3)
-                if delta is not None:
-                    self.air.append((now + self.delay, i, delta))
-        while self.air and self.air[0][0] <= now:
-            _, said, delta = self.air.popleft()
-            for i, (replica, _, _) in enumerate(self.gateways):
-                if i != said:
-                    replica.merge(delta, now=now / 1e3)
-        _, self.pool, self.scheduler = self.gateways[self.dealt[place]]
-        return super().send(request, place, now)
-
-
-def figures(workload, cluster, gateways, delay):
-    """The figures of one replay, and how uneven the servers' requests were."""
-    run = Several(workload, cluster, gateways, delay)
-    while run.decided < len(run.workload):
-        run.step()
-    run.finish()
-    return summarise(run.workload, run.fleet)
+def figures(workload, cluster):
+    """The figures of one replay."""
+    return simulate(workload, POLICY, cluster).figures
 
 
 def main():
@@ -103,7 +58,10 @@ def main():
     print(f"{'gateways':>8} {'delay, ms':>10} " + " ".join(f"{name:>12}" for name in SHOWN))
     for gateways, delay in cases:
         runs = [
-            figures(workload, Cluster(servers=arguments.servers, speedup=arguments.speed, seed=seed), gateways, delay)
+            figures(
+                workload,
+                Cluster(arguments.servers, speedup=arguments.speed, seed=seed, gateways=gateways, gossip_ms=delay),
+            )
             for seed in range(arguments.seeds)
         ]
         means = [np.mean([run[name] for run in runs]) for name in SHOWN]

@@ -12,6 +12,7 @@ from inferencesched._kernels.serving_state import (
     FIRST_TOKEN,
     FREE,
     HELD,
+    HOST,
     NEXT,
     PREFILLING,
     PROMPT_ALL,
@@ -61,10 +62,10 @@ def crash(state: State, s: int, members: IntArray) -> int:
             requests[i, SERVER] = -1
             for column in (CACHED, CACHED_ALL, PROMPT_ALL):
                 requests[i, column] = 0
-    _clear(servers, s)
-    _clear(state.host_lists, s)
-    state.table[s] = 0
-    state.host_table[s] = 0
+    host = int(state.config[HOST])
+    for row in (s, s + host):
+        _clear(servers, row)
+        state.table[row] = 0
     state.slots[s] = 0
     state.clocks[s] = np.inf
     return count

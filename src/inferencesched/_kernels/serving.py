@@ -29,6 +29,7 @@ from inferencesched._kernels.serving_state import (
     GENERATED,
     GIVEN,
     HELD,
+    HOST,
     INPUT,
     KIND,
     LAST_TOKEN,
@@ -48,6 +49,7 @@ from inferencesched._kernels.serving_state import (
     ROOM,
     RUNNING,
     SERVER,
+    SLOTS,
     TOKEN_EVENT,
     TOP,
     WAIT_HEAD,
@@ -90,8 +92,7 @@ def _begin(state: State, now: float, s: int) -> None:
     """Schedule one pass of server s at `now`, and say when it ends."""
     requests, servers, clocks, queue, nodes = state.requests, state.servers, state.clocks, state.queue, state.nodes
     table, blocks, tally, config, timing = state.table, state.blocks, state.tally, state.config, state.timing[s]
-    lists, kept, places = state.host_lists, state.host_nodes, state.host_table
-    lora, host = state.slots.shape[1] > 0, kept.shape[1] > 0
+    lora, host = config[SLOTS] > 0, int(config[HOST])
     log, before = state.log, state.tally[LOGGED]
     size, budget = int(config[BLOCK_SIZE]), int(config[MAX_TOKENS])
     prefills, ends, starts, tokens, context, decodes = 0, 0, 0, 0, 0, 0
@@ -126,7 +127,7 @@ def _begin(state: State, now: float, s: int) -> None:
             gone = victim == i
         if gone:
             break
-        extend(requests, servers, nodes, table, blocks, tally, log, lists, kept, places, s, i, computed + chunk, size)
+        extend(requests, servers, nodes, table, blocks, tally, log, host, s, i, computed + chunk, size)
         requests[i, CHUNK] = chunk
         budget -= chunk
         tokens += chunk
@@ -169,17 +170,17 @@ def _begin(state: State, now: float, s: int) -> None:
         for j in range(hits):
             hold(servers, nodes, s, find_block(table, s, block_ident(requests, blocks, i, j)))
         cached = hits * size
-        if host:  # what continues it there is fetched
+        if host > 0:  # what continues it there is fetched
             for j in range(hits, (known - 1) // size):
                 ident = block_ident(requests, blocks, i, j)
                 there = find_block(table, s, ident) >= 0
-                if find_block(places, s, ident) >= 0:
-                    keep(lists, kept, places, s, ident)
+                if find_block(table, s + host, ident) >= 0:
+                    keep(servers, nodes, table, s + host, ident)
                 elif not there:
                     break
                 cached += size
                 if not there:
-                    beside += state.pace[BLOCK_MS]
+                    beside += timing[BLOCK_MS]
                     tally[FETCHED] += 1
                     requests[i, FETCHED_TOKENS] += size
         if requests[i, GIVEN] > 0:  # the prompt was counted where it was computed
@@ -192,7 +193,7 @@ def _begin(state: State, now: float, s: int) -> None:
         chunk = min(known - cached, budget)
         requests[i, COMPUTED] = cached
         requests[i, HELD] = hits
-        extend(requests, servers, nodes, table, blocks, tally, log, lists, kept, places, s, i, cached + chunk, size)
+        extend(requests, servers, nodes, table, blocks, tally, log, host, s, i, cached + chunk, size)
         requests[i, CHUNK] = chunk
         requests[i, PREFILLING] = 1
         queue[s, servers[s, RUNNING]] = i
@@ -252,7 +253,7 @@ def _end(state: State, s: int) -> None:
             kinds[tally[EVENTS]] = FINISH_EVENT
             tally[EVENTS] += 1
             release(requests, servers, nodes, table, blocks, s, i, int(config[BLOCK_SIZE]))
-            if state.slots.shape[1] > 0:
+            if config[SLOTS] > 0:
                 end_with(state, s, int(requests[i, ADAPTER]), now)
         else:
             queue[s, kept] = i
@@ -315,7 +316,9 @@ def _decode_on(state: State, s: int, limit: float) -> None:
                 i = queue[s, r]
                 computed = int(requests[i, COMPUTED])
                 if requests[i, HELD] * size - computed <= 1:
-                    extend(requests, servers, nodes, table, blocks, tally, log, state.host_lists, state.host_nodes, state.host_table, s, i, computed + 1, size)  # fmt: skip
+                    extend(
+                        requests, servers, nodes, table, blocks, tally, log, int(config[HOST]), s, i, computed + 1, size
+                    )
                 requests[i, GENERATED] += made
                 requests[i, COMPUTED] += made
             if log.shape[0] > 0:
@@ -345,7 +348,7 @@ def advance(state: State, until: float, samples: FloatArray, signals: FloatArray
     running, share of blocks held. It stops where the log is full: called again, it goes on to the same end.
     """
     servers, clocks = state.servers, state.clocks
-    for s in range(servers.shape[0]):
+    for s in range(clocks.shape[0]):
         stop = samples[s]
         sampling = stop == stop
         while True:
@@ -373,7 +376,7 @@ def advance(state: State, until: float, samples: FloatArray, signals: FloatArray
             signals[0, s] = servers[s, WAITING]
             signals[1, s] = servers[s, RUNNING]
             signals[2, s] = 1.0 - (servers[s, FREE] + servers[s, EVICTABLE]) / servers[s, ROOM]
-            if state.slots.shape[1] > 0:
+            if state.config[SLOTS] > 0:
                 look(state, s)
     return True
 
@@ -385,10 +388,10 @@ def advance_to_event(state: State, until: float) -> float:
     All events of that time are there, and no pass starts at it: what is sent then is waiting when one does. `advance` goes on
     from here, to the same end as without the stop. Where the log is full it stops, too: at the pass that has to wait for that.
     """
-    servers, clocks, before = state.servers, state.clocks, state.tally[EVENTS]
+    clocks, before = state.clocks, state.tally[EVENTS]
     while True:
         first = np.inf
-        for s in range(servers.shape[0]):
+        for s in range(clocks.shape[0]):
             if clocks[s, END] == np.inf and clocks[s, READY] < until:
                 if _deaf(state):
                     return float(clocks[s, READY])
@@ -398,7 +401,7 @@ def advance_to_event(state: State, until: float) -> float:
             return until
         if first == np.inf:  # nothing is left to do
             return np.inf
-        for s in range(servers.shape[0]):
+        for s in range(clocks.shape[0]):
             if clocks[s, END] == first:
                 _end(state, s)
         if state.tally[EVENTS] > before:
@@ -411,7 +414,7 @@ def overlaps(state: State, i: int, out: IntArray) -> None:
     requests, table, blocks, config = state.requests, state.table, state.blocks, state.config
     size = int(config[BLOCK_SIZE])
     reusable = (requests[i, INPUT] - 1) // size
-    for s in range(table.shape[0]):
+    for s in range(state.clocks.shape[0]):
         out[s] = 0
         while out[s] < reusable and find_block(table, s, block_ident(requests, blocks, i, int(out[s]))) >= 0:
             out[s] += 1
@@ -455,11 +458,11 @@ def copy_server(state: State, s: int, to: State, members: IntArray) -> int:
     to.clocks[0] = state.clocks[s]
     to.timing[0] = state.timing[s]
     to.slots[0] = state.slots[s]
-    to.used[0] = state.used[s]
-    if state.host_nodes.shape[1] > 0:
-        to.host_lists[0] = state.host_lists[s]
-        to.host_nodes[0] = state.host_nodes[s]
-        to.host_table[0] = state.host_table[s]
+    host = int(state.config[HOST])
+    if host > 0:
+        to.servers[1] = servers[s + host]
+        to.nodes[1] = state.nodes[s + host]
+        to.table[1] = state.table[s + host]
     # loops, not slices: a third of the time
     for node in range(servers[s, TOP]):
         for column in range(4):

@@ -14,6 +14,8 @@ from inferencesched._kernels.serving_state import (
     NEXT,
     RUNNING,
     RUNNING_BIT,
+    SLOTS,
+    USED,
     WAIT_HEAD,
     WAITING_BIT,
     State,
@@ -23,15 +25,15 @@ from inferencesched._kernels.serving_state import (
 @kernel
 def slot_for(state: State, s: int, adapter: int) -> int:
     """Return where the adapter is or can be loaded: its slot, else an empty one, else the idle one used longest ago; -1 is nowhere."""
-    slots, used = state.slots, state.used
+    slots, many = state.slots, int(state.config[SLOTS])
     if adapter == 0:
         return 0
     best, oldest = -1, np.inf
-    for k in range(slots.shape[1]):
-        if slots[s, k, 0] == adapter:
+    for k in range(many):
+        if slots[s, k] == adapter:
             return k
-        age = -np.inf if slots[s, k, 0] == 0 else used[s, k]
-        if slots[s, k, 1] == 0 and age < oldest:
+        age = -np.inf if slots[s, k] == 0 else state.clocks[s, USED + k]
+        if slots[s, many + k] == 0 and age < oldest:
             best, oldest = k, age
     return best
 
@@ -43,36 +45,37 @@ def begin_with(state: State, s: int, slot: int, adapter: int, now: float) -> flo
     if adapter == 0:
         return 0.0
     took = 0.0
-    if slots[s, slot, 0] != adapter:
-        slots[s, slot, 0] = adapter
+    if slots[s, slot] != adapter:
+        slots[s, slot] = adapter
         state.tally[LOADS] += 1
-        took = float(state.pace[ADAPTER_MS])
-    slots[s, slot, 1] += 1
-    state.used[s, slot] = now
+        took = float(state.timing[s, ADAPTER_MS])
+    slots[s, state.config[SLOTS] + slot] += 1
+    state.clocks[s, USED + slot] = now
     return took
 
 
 @kernel
 def end_with(state: State, s: int, adapter: int, now: float) -> None:
     """Run one request less with the adapter; it stays where it is."""
-    slots = state.slots
-    for k in range(slots.shape[1]):
-        if adapter > 0 and slots[s, k, 0] == adapter:
-            slots[s, k, 1] -= 1
-            state.used[s, k] = now
+    slots, many = state.slots, int(state.config[SLOTS])
+    for k in range(many):
+        if adapter > 0 and slots[s, k] == adapter:
+            slots[s, many + k] -= 1
+            state.clocks[s, USED + k] = now
 
 
 @kernel
 def look(state: State, s: int) -> None:
     """Note what a server says of its adapters."""
-    requests, seen = state.requests, state.seen
-    seen[s] = 0
-    for k in range(state.slots.shape[1]):
-        if state.slots[s, k, 0] > 0:
-            seen[s, state.slots[s, k, 0]] = LOADED_BIT
+    requests, slots, many = state.requests, state.slots, int(state.config[SLOTS])
+    said = 2 * many
+    slots[s, said:] = 0
+    for k in range(many):
+        if slots[s, k] > 0:
+            slots[s, said + slots[s, k]] = LOADED_BIT
     for r in range(state.servers[s, RUNNING]):
-        seen[s, requests[state.queue[s, r], ADAPTER]] |= RUNNING_BIT
+        slots[s, said + requests[state.queue[s, r], ADAPTER]] |= RUNNING_BIT
     i = int(state.servers[s, WAIT_HEAD])
     while i >= 0:
-        seen[s, requests[i, ADAPTER]] |= WAITING_BIT
+        slots[s, said + requests[i, ADAPTER]] |= WAITING_BIT
         i = int(requests[i, NEXT])

@@ -8,8 +8,9 @@ from inferencesched.simulator.engine import TIMINGS, ClosedForm, DynamoMocker, E
 from inferencesched.simulator.fitting import Fit, fit_traffic, prefix_hit
 from inferencesched.simulator.generator import Traffic, generate
 from inferencesched.simulator.grids import Cell, Grid, Source
+from inferencesched.simulator.incidents import Autoscaling, Incident, ServerGroup, Transfer
 from inferencesched.simulator.journal import Journal, JournalError
-from inferencesched.simulator.policies import POLICIES, Policy, kv_router, marginal, policy
+from inferencesched.simulator.policies import POLICIES, Policy, disaggregated, kv_router, marginal, policy
 from inferencesched.simulator.queueing import FLOWS, FlowControl, Queueing, configured_flow, flow
 from inferencesched.simulator.readers import (
     SCHEMAS,
@@ -26,7 +27,7 @@ from inferencesched.simulator.simulation import Cluster, Simulation
 from inferencesched.simulator.sweep import sweep
 from inferencesched.simulator.tables import CellResult, SweepResult
 from inferencesched.simulator.tenancy import Tenant, tenants
-from inferencesched.simulator.transforms import jitter, mix, repeat, restart_sessions, tag, thin
+from inferencesched.simulator.transforms import jitter, mix, repeat, restart_sessions, tag, thin, with_adapters
 from inferencesched.simulator.waiting import Group, Waiting
 from inferencesched.simulator.workload import Precedence, Workload, read_azure, read_mooncake
 
@@ -35,6 +36,7 @@ __all__ = [
     "POLICIES",
     "SCHEMAS",
     "TIMINGS",
+    "Autoscaling",
     "Capacity",
     "Cell",
     "CellResult",
@@ -49,6 +51,7 @@ __all__ = [
     "FlowControl",
     "Grid",
     "Group",
+    "Incident",
     "Journal",
     "JournalError",
     "Policy",
@@ -58,18 +61,21 @@ __all__ = [
     "Replay",
     "Rollout",
     "Run",
+    "ServerGroup",
     "Simulation",
     "Source",
     "StepTime",
     "SweepResult",
     "Tenant",
     "Traffic",
+    "Transfer",
     "Waiting",
     "Workload",
     "attainment",
     "capacity",
     "compare",
     "configured_flow",
+    "disaggregated",
     "fit_traffic",
     "flow",
     "generate",
@@ -96,4 +102,5 @@ __all__ = [
     "tenants",
     "thin",
     "timing",
+    "with_adapters",
 ]

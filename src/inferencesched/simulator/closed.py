@@ -10,6 +10,7 @@ import numpy as np
 from inferencesched._typing import FloatArray
 from inferencesched.errors import InvalidInputError
 from inferencesched.marginal import LateBinder
+from inferencesched.simulator.eventful import refuse_eventful
 from inferencesched.simulator.metrics import summarise
 from inferencesched.simulator.policies import Policy
 from inferencesched.simulator.replay import Replay
@@ -30,6 +31,7 @@ class ClosedSimulation(Course):
             raise InvalidInputError(
                 "workload.precedence", None, "who waits for whom: without it there is no closed loop"
             )
+        refuse_eventful(cluster, policy, "a closed loop")
         super().__init__(workload, policy, cluster)
         count, precedence = len(workload), workload.precedence
         self.arrival: FloatArray = np.full(count, np.nan)

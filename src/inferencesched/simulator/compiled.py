@@ -14,7 +14,6 @@ from inferencesched._typing import FloatArray, IntArray
 from inferencesched.errors import InvalidInputError
 from inferencesched.reservation import Ledger
 from inferencesched.simulator.policies import Policy
-from inferencesched.simulator.server import Fleet
 from inferencesched.simulator.simulation import Cluster
 from inferencesched.simulator.workload import Workload
 
@@ -24,7 +23,7 @@ CHUNK: Final = 8_192
 
 def compilable(policy: Policy, cluster: Cluster) -> bool:
     """Does a kernel make this policy's choices on this cluster?"""
-    return policy.compiled is not None and not cluster.answer_ms
+    return policy.compiled is not None and not cluster.answer_ms and not cluster.eventful
 
 
 @final
@@ -39,15 +38,7 @@ class CompiledSimulation:
         if policy.compiled is None:
             raise InvalidInputError("policy", policy.name, "a policy that has a kernel")
         self.workload = workload.at_speed(cluster.speedup).in_blocks(cluster.engine.block_size)
-        self.fleet = Fleet(
-            cluster.servers,
-            cluster.engine,
-            cluster.timing,
-            self.workload.input_tokens,
-            self.workload.output_tokens,
-            self.workload.blocks,
-            self.workload.offsets,
-        )
+        self.fleet = cluster.fleet(self.workload)
         self.decided = 0
         self._kind = policy.compiled
         self._rng = np.random.default_rng(np.random.SeedSequence(cluster.seed).spawn(3)[0])  # the one of `Course`

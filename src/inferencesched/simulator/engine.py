@@ -245,7 +245,7 @@ def step_ms(
     """
     config = EngineConfig() if config is None else config
     return serving.step_time(
-        coefficients(model),
+        coefficients(model, config),
         config.kv_tokens,
         len(prefill),
         sum(before + new for before, new in prefill),
@@ -257,13 +257,14 @@ def step_ms(
     )
 
 
-def settings(config: EngineConfig) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
-    """Return the kernel's config, ``int64[5]``."""
-    values = (config.block_size, config.max_sequences, config.max_tokens, config.prefix_caching, config.ordered)
-    return np.array(values, dtype=np.int64)
+def settings(config: EngineConfig, servers: int) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
+    """Return the kernel's config for so many servers, ``int64[7]``."""
+    sizes = (config.block_size, config.max_sequences, config.max_tokens)
+    ways = (config.prefix_caching, config.ordered, config.adapter_slots, servers if config.host_blocks else 0)
+    return np.array((*sizes, *ways), dtype=np.int64)
 
 
-def coefficients(model: StepTime) -> FloatArray:
-    """Return the kernel's row for a server with this step time, ``float64[8]``."""
+def coefficients(model: StepTime, config: EngineConfig) -> FloatArray:
+    """Return the kernel's row for a server with this step time, ``float64[10]``."""
     kind, found = model.parameters()
-    return np.append(found, float(kind))
+    return np.append(found, (float(kind), config.adapter_ms, config.block_ms))

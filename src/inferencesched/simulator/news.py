@@ -12,6 +12,7 @@ from typing import Final, final
 
 import numpy as np
 
+from inferencesched._typing import IntArray
 from inferencesched.pool import InferencePool
 from inferencesched.prefix.precise import PrecisePrefixProducer
 from inferencesched.simulator.server import BlockNews
@@ -36,11 +37,13 @@ class Newsroom:
         late: float,
         lost: float,
         seed: np.random.SeedSequence,
+        at_slot: IntArray,
     ) -> None:
         self.late: Final = late
         self.lost: Final = lost
         self._readers = tuple(readers)
         self._pool = pool
+        self._at_slot = at_slot
         self._hashes = workload.block_hashes()
         self._starts: list[int] = workload.offsets.tolist()
         self._own = int(workload.blocks.max(initial=-1)) + 1  # ids from here on are of generated tokens
@@ -75,18 +78,22 @@ class Newsroom:
     def _publish(self, news: np.ndarray[tuple[int, int], np.dtype[np.int64]]) -> None:
         """Tell all readers, evictions of one server that follow each other at once."""
         endpoints = self._pool.snapshot()
-        generation = dict(zip(endpoints.slots.tolist(), endpoints.generations.tolist(), strict=True))
+        stays = zip(endpoints.slots.tolist(), endpoints.generations.tolist(), strict=True)
+        known = dict(zip(self._at_slot[endpoints.slots].tolist(), stays, strict=True))
         evicted = news[:, _REQUEST] < 0
         # a new stretch begins at a stored chain, and where server or kind change
         turns = np.flatnonzero(~evicted[1:] | ~evicted[:-1] | (np.diff(news[:, _SERVER]) != 0)) + 1
         begins = [0, *turns.tolist(), len(news)]
         for begin, end in pairwise(begins):
             server, request, what = news[begin].tolist()
+            if server not in known:  # it has left
+                continue
+            slot, generation = known[server]
             if request < 0:
                 gone = self._names[news[begin:end, _WHAT]]
                 for reader in self._readers:
-                    reader.evicted(server, generation[server], gone)
+                    reader.evicted(slot, generation, gone)
             else:
                 start = self._starts[request]
                 for reader in self._readers:
-                    reader.stored(server, generation[server], self._hashes[start : start + what])
+                    reader.stored(slot, generation, self._hashes[start : start + what])

@@ -14,7 +14,7 @@ from inferencesched._kernels import replaying
 from inferencesched._typing import FloatArray
 from inferencesched.endpoints import Endpoints, Signal
 from inferencesched.errors import UnknownNameError
-from inferencesched.filters import PrefixCacheAffinityFilter, SloHeadroomTierFilter
+from inferencesched.filters import DecodeFilter, PrefillFilter, PrefixCacheAffinityFilter, SloHeadroomTierFilter
 from inferencesched.framework import (
     CycleState,
     DataProducer,
@@ -25,6 +25,7 @@ from inferencesched.framework import (
     Scorer,
     WeightedScorer,
 )
+from inferencesched.handlers import AlwaysDecider, DisaggProfileHandler, PrefixBasedDecider
 from inferencesched.marginal import LateBinder, MarginalCost
 from inferencesched.normalize import inverse_minmax
 from inferencesched.pickers import MaxScorePicker, PowerOfTwoPicker, RandomPicker, RoundRobinPicker, SoftmaxPicker
@@ -91,7 +92,7 @@ class Policy:
     ``build`` makes its scheduler for a fleet; ``scrapes`` says whether it reads signals scraped from the servers, ``news`` whether its
     `PrecisePrefixProducer` hears which blocks they hold. ``bind`` makes what holds requests back and sends them, of a fleet and the
     scheduler; None sends each when it comes. ``compiled`` names the kernel that makes the same choices (`simulator.compiled`); None where there is
-    none. ``source`` is where the rule was published.
+    none. ``staged`` says that prompts may be computed on another server than the answer. ``source`` is where the rule was published.
     """
 
     name: str
@@ -102,6 +103,7 @@ class Policy:
     source: str = ""
     bind: Callable[[Fleet, Scheduler], LateBinder] | None = None
     compiled: int | None = None
+    staged: bool = False
 
 
 class RolloutProducer:
@@ -125,7 +127,7 @@ class RolloutProducer:
         now = cycle.now * 1e3
         outcome = self.fleet.rollout(int(request.request_id), now)
         cost = outcome.first_token - now if self.first_token else outcome.finish - now + outcome.delay
-        return Produced({ROLLOUT_COST: cost[endpoints.slots]}, None)
+        return Produced({ROLLOUT_COST: cost[self.fleet.at_slot[endpoints.slots]]}, None)
 
     def commit(self, receipt: None, slot: int, *, now: float) -> None:
         """Nothing to learn: it looks afresh every time."""
@@ -237,6 +239,27 @@ def marginal(name: str, what: str, cost: MarginalCost | None = None, **parameter
         source="ours: docs/explanation/marginal.md",
         bind=bind,
     )
+
+
+def disaggregated(name: str, what: str, *, least_tokens: int = 0) -> Policy:
+    """Return a policy for servers of two roles: prompts with `least_tokens` to compute go to a prefill server first, as in llm-d.
+
+    Decode servers by prefix 3 and requests in flight 2, prefill servers by prefix 3 and tokens in flight 2; roles are the servers' labels
+    (``llm-d.ai/role``, `ServerGroup.labels`).
+
+    >>> disaggregated("apart", "prompts are computed apart").staged
+    True
+    """
+
+    def build(fleet: Fleet) -> Scheduler:
+        decider = PrefixBasedDecider(least_tokens) if least_tokens else AlwaysDecider()
+        profiles = {
+            "decode": _profile((PrefixCacheScorer(), 3.0), (ActiveRequestScorer(), 2.0), filters=(DecodeFilter(),)),
+            "prefill": _profile((PrefixCacheScorer(), 3.0), (TokenLoadScorer(), 2.0), filters=(PrefillFilter(),)),
+        }
+        return Scheduler(profiles, handler=DisaggProfileHandler(prefill_decider=decider), producers=(_own(fleet),))
+
+    return Policy(name, what, build, staged=True, source="llm-d, disaggregated serving")
 
 
 _PREFIX_KEY: Final = RequestKey("prefix", blocks=16)

@@ -1,20 +1,23 @@
 """What came of it, had these policies scheduled this traffic?"""
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from time import perf_counter
 from typing import NamedTuple
 
 import numpy as np
 
 from inferencesched._typing import FloatArray, IntArray
-from inferencesched.errors import InvalidInputError
+from inferencesched.errors import InvalidInputError, RequestRefusedError
 from inferencesched.reservation import Ledger
 from inferencesched.simulator.admission import QueuedSimulation
 from inferencesched.simulator.compiled import CompiledSimulation, compilable
+from inferencesched.simulator.eventful import EventfulSimulation, refuse_eventful
 from inferencesched.simulator.late import LateSimulation
 from inferencesched.simulator.metrics import summarise
 from inferencesched.simulator.policies import Policy
 from inferencesched.simulator.queueing import NONE, FlowControl
+from inferencesched.simulator.server import Fleet
 from inferencesched.simulator.simulation import Cluster, Simulation
 from inferencesched.simulator.waiting import Waiting, waited
 from inferencesched.simulator.workload import Workload
@@ -85,7 +88,7 @@ def simulate(
     _compile(workload, policy, cluster, flow)
     began = perf_counter()
     for place in range(len(workload)):
-        simulation.step()
+        _step(simulation)
         if progress is not None and place % _PROGRESS_EVERY == 0:
             progress(place)
     simulation.finish()
@@ -107,6 +110,9 @@ def simulate(
     elif workload.tenant is not None:
         waiting = waited(simulation.workload, fleet)
     figures = dict(summarise(simulation.workload, fleet))
+    if isinstance(simulation, EventfulSimulation):
+        figures |= simulation.figures()
+    figures |= _memories(cluster, fleet)
     if simulation.regret is not None:
         judged = simulation.regret[~np.isnan(simulation.regret)]
         figures["regret_ms"] = float(judged.mean()) if len(judged) else float("nan")
@@ -116,7 +122,7 @@ def simulate(
         fleet.server.copy(),
         fleet.first_token - arrival,
         fleet.finish - arrival,
-        simulation.pool.ledger(),
+        Ledger(*map(sum, zip(*(desk.pool.ledger() for desk in simulation.gateways.desks), strict=True))),
         float(np.median(decided)) / 1e3 if len(decided) else float("nan"),
         wall,
         NONE if flow is None else flow.name,
@@ -142,7 +148,7 @@ def _compiled(workload: Workload, policy: Policy, cluster: Cluster, progress: Pr
     fleet, arrival = simulation.fleet, simulation.workload.arrival
     return Replay(
         policy.name,
-        summarise(simulation.workload, fleet),
+        dict(summarise(simulation.workload, fleet)) | _memories(cluster, fleet),
         fleet.server.copy(),
         fleet.first_token - arrival,
         fleet.finish - arrival,
@@ -153,9 +159,31 @@ def _compiled(workload: Workload, policy: Policy, cluster: Cluster, progress: Pr
     )
 
 
+def _memories(cluster: Cluster, fleet: Fleet) -> dict[str, float]:
+    """Return what came of LoRA slots and the hosts' memories, where there are any."""
+    figures: dict[str, float] = {}
+    if cluster.engine.adapter_slots:
+        figures["adapter_loads"] = fleet.adapter_loads
+    if cluster.engine.host_blocks:
+        figures["fetched_blocks"] = fleet.fetched_blocks
+    return figures
+
+
+def _step(simulation: Simulation | QueuedSimulation | LateSimulation) -> None:
+    """Bring the next arrival; in a fleet that things happen to, one whom nobody takes is counted, and the run goes on."""
+    if not isinstance(simulation, EventfulSimulation):
+        simulation.step()
+        return
+    with suppress(RequestRefusedError):
+        simulation.step()
+
+
 def _begin(
     workload: Workload, policy: Policy, cluster: Cluster, flow: FlowControl | None
 ) -> Simulation | QueuedSimulation | LateSimulation:
+    if (cluster.eventful or policy.staged) and flow is None and policy.bind is None:
+        return EventfulSimulation(workload, policy, cluster)
+    refuse_eventful(cluster, policy, "flow control or late binding")
     if policy.bind is not None:
         if flow is not None:
             raise InvalidInputError("flow", flow.name, f"none: {policy.name} has requests wait itself")
@@ -169,6 +197,6 @@ def _compile(workload: Workload, policy: Policy, cluster: Cluster, flow: FlowCon
     """Replay a few requests first, so that no kernel compiles while the clock runs."""
     trial = _begin(workload.head(4), policy, cluster, flow)
     for _ in range(len(trial.workload)):
-        trial.step()
+        _step(trial)
     trial.finish()
     summarise(trial.workload, trial.fleet)

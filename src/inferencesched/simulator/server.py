@@ -65,11 +65,6 @@ def _empty(rooms: Sequence[int]) -> IntArray:
     return lists
 
 
-def _table(count: int, blocks: int) -> columns.Int32Array:
-    """Return where so many blocks can be found, on each of `count` servers."""
-    return np.zeros((count, 1 << (2 * blocks - 1).bit_length() if blocks else 1, 2), dtype=np.int32)
-
-
 def _state(
     config: EngineConfig,
     requests: IntArray,
@@ -79,34 +74,29 @@ def _state(
     log: int = 0,
 ) -> columns.State:
     """Return empty servers with these step times and numbers of blocks, and requests that nobody has been sent; a log of so many entries."""
-    total, count, most = len(requests), len(rooms), max(rooms)
+    total, count, most = len(requests), len(rooms), max(*rooms, config.host_blocks)
+    rows = [*rooms, *([config.host_blocks] * count if config.host_blocks else [])]
     adapters = int(requests[:, columns.ADAPTER].max(initial=0)) + 1 if config.adapter_slots else 0
     return columns.State(
         requests=requests,
         times=np.full((total, 3), np.nan),
-        servers=_empty(rooms),
-        clocks=np.full((count, 2), inf),
+        servers=_empty(rows),
+        clocks=np.full((count, 2 + config.adapter_slots), inf),
         queue=np.zeros((count, min(config.max_sequences, max(1, total))), dtype=np.int64),
-        nodes=np.empty((count, most, 4), dtype=np.int32),
-        table=_table(count, most),
+        nodes=np.empty((len(rows), most, 4), dtype=np.int32),
+        table=np.zeros((len(rows), 1 << (2 * most - 1).bit_length(), 2), dtype=np.int32),
         blocks=blocks,
         events=np.empty((2, 2 * total)),
         kinds=np.empty(2 * total, dtype=np.int8),
         # a gap a token at most; memory never touched costs nothing
         gaps=np.empty((2, int(np.maximum(requests[:, columns.OUTPUT], 1).sum()))),
         tally=np.zeros(7, dtype=np.int64),
-        config=settings(config),
-        timing=np.array([coefficients(each) for each in timings]),
+        config=settings(config, count),
+        timing=np.array([coefficients(each, config) for each in timings]),
         log=np.empty((log, 3), dtype=np.int64),
         logged=np.empty(log),
         order=np.zeros(total),
-        slots=np.zeros((count, config.adapter_slots, 2), dtype=np.int64),
-        used=np.zeros((count, config.adapter_slots)),
-        seen=np.zeros((count, adapters), dtype=np.int8),
-        pace=np.array([config.adapter_ms, config.block_ms]),
-        host_lists=_empty([config.host_blocks] * count),
-        host_nodes=np.empty((count, config.host_blocks, 4), dtype=np.int32),
-        host_table=_table(count, config.host_blocks),
+        slots=np.zeros((count, 2 * config.adapter_slots + adapters), dtype=np.int64),
     )
 
 
@@ -206,6 +196,8 @@ class Fleet:
         #: What each server said when it was last read: waiting, running, share of KV blocks held; float64[3, S].
         self.signals: FloatArray = np.full((3, servers), np.nan)
         self.regret_blocks = 0
+        #: Which server has which slot of a gateway's pool; each its own number, unless somebody left.
+        self.at_slot: IntArray = np.arange(servers)
 
     # -- what happens --------------------------------------------------------------------------------------------
 
@@ -335,18 +327,26 @@ class Fleet:
         """Have the request at this place end with its first token where it is sent next: its prompt is computed there, no more."""
         self._live.requests[place, columns.OUTPUT] = 1
 
+    def afresh(self, place: int, output_tokens: int) -> None:
+        """Have a request that had no token yet be sent once more, whole."""
+        requests = self._live.requests
+        requests[place, columns.OUTPUT] = output_tokens
+        for column in (columns.GENERATED, columns.COMPUTED, columns.GIVEN):
+            requests[place, column] = 0
+        requests[place, columns.SERVER] = -1
+        self._live.times[place] = np.nan
+
+    def in_flight(self, server: int) -> int:
+        """How many requests does a server have, waiting ones included?"""
+        return int(self._live.servers[server, [columns.WAITING, columns.RUNNING]].sum())
+
     def hand_over(self, place: int, output_tokens: int) -> None:
         """Have a request whose prompt was computed (`prefill_only`) be sent once more, with its keys and values, for the rest.
 
         The next server needs room for them, and computes the prompt's last token; what the first one said of its times is forgotten.
         """
-        requests = self._live.requests
-        requests[place, columns.GIVEN] = requests[place, columns.INPUT]
-        requests[place, columns.OUTPUT] = output_tokens
-        for column in (columns.GENERATED, columns.COMPUTED):
-            requests[place, column] = 0
-        requests[place, columns.SERVER] = -1
-        self._live.times[place] = np.nan
+        self.afresh(place, output_tokens)
+        self._live.requests[place, columns.GIVEN] = self._live.requests[place, columns.INPUT]
 
     def missing_tokens(self, place: int, server: int) -> int:
         """How many tokens of this prompt does a server not have yet? What a transfer would have to bring."""
@@ -356,7 +356,7 @@ class Fleet:
 
     def adapters_seen(self, server: int) -> tuple[frozenset[int], frozenset[int], frozenset[int]]:
         """Which adapters were loaded, ran and waited when this server was last read?"""
-        row = self._live.seen[server].astype(np.int64)
+        row = self._live.slots[server, 2 * self.config.adapter_slots :]
         bits = (columns.LOADED_BIT, columns.RUNNING_BIT, columns.WAITING_BIT)
         loaded, running, waiting = (frozenset((np.flatnonzero(row[1:] & bit) + 1).tolist()) for bit in bits)
         return loaded, running, waiting
@@ -482,9 +482,10 @@ class Fleet:
             assert (
                 row[columns.FREE] + row[columns.EVICTABLE] + len(held) + anonymous == row[columns.ROOM] == self.rooms[s]
             )
-            for k in range(self.config.adapter_slots):
-                adapter, users = live.slots[s, k].tolist()
+            many = self.config.adapter_slots
+            for adapter, users in zip(live.slots[s, :many], live.slots[s, many : 2 * many], strict=True):
                 assert users == sum(adapter > 0 and live.requests[i, columns.ADAPTER] == adapter for i in running)
-            host = live.host_lists[s]
-            assert host[columns.FREE] + host[columns.EVICTABLE] == self.config.host_blocks
-            assert (live.host_table[s, :, 1] != 0).sum() == host[columns.EVICTABLE]
+            if self.config.host_blocks:
+                host = live.servers[self.servers + s]
+                assert host[columns.FREE] + host[columns.EVICTABLE] == self.config.host_blocks
+                assert (live.table[self.servers + s, :, 1] != 0).sum() == host[columns.EVICTABLE]

@@ -15,15 +15,17 @@ from inferencesched._typing import FloatArray
 from inferencesched.endpoints import KV_BLOCK_SIZE, KV_BLOCKS, KV_CACHE_USAGE, RUNNING_REQUESTS, WAITING_QUEUE_SIZE
 from inferencesched.errors import InvalidInputError, whole_number
 from inferencesched.marginal import LateBinder
+from inferencesched.members import Adapters
 from inferencesched.pool import InferencePool
 from inferencesched.prefix.precise import PrecisePrefixProducer
 from inferencesched.request import InferenceRequest, Usage
 from inferencesched.reservation import Reservation
-from inferencesched.scheduler import Scheduler
 from inferencesched.simulator.engine import EngineConfig, StepTime, timing
+from inferencesched.simulator.gateways import Gateways
+from inferencesched.simulator.incidents import ALIKE, Autoscaling, Incident, ServerGroup, Transfer
 from inferencesched.simulator.news import Newsroom
 from inferencesched.simulator.policies import Policy
-from inferencesched.simulator.server import FIRST_TOKEN, Fleet
+from inferencesched.simulator.server import FIRST_TOKEN, Events, Fleet
 from inferencesched.simulator.workload import Workload
 
 
@@ -35,6 +37,10 @@ class Cluster:
     fresh). ``answer_ms`` is how late the gateway hears of a first token and of an end; ``news_ms`` how late of blocks that a
     server stored or evicted (its KV events), of which a share of ``news_lost`` never arrives. What the gateway books itself is never
     stale. ``seed`` draws phases, losses and the policy's chances.
+
+    A real fleet: ``groups`` of servers that differ (then ``servers`` is their sum); ``incidents``, of which the pool hears ``detect_ms`` late if a server fails;
+    ``autoscaling``; ``transfer`` of keys and values where a policy has prompts computed apart; ``gateways`` to which requests are dealt by lot, and
+    who hear of each other ``gossip_ms`` late (infinite: never). All of them scrape at the same times.
     """
 
     servers: int = 8
@@ -46,17 +52,61 @@ class Cluster:
     answer_ms: float = 0.0
     news_ms: float = 0.0
     news_lost: float = 0.0
+    groups: tuple[ServerGroup, ...] = ALIKE
+    incidents: tuple[Incident, ...] = ()
+    detect_ms: float = 1_000.0
+    autoscaling: Autoscaling | None = None
+    transfer: Transfer = field(default_factory=Transfer)
+    gateways: int = 1
+    gossip_ms: float = inf
 
     def __post_init__(self) -> None:
+        if self.groups:
+            object.__setattr__(self, "servers", sum(group.servers for group in self.groups))
         whole_number("servers", self.servers, low=1)
+        whole_number("gateways", self.gateways, low=1)
+        if not self.gossip_ms >= 0:
+            raise InvalidInputError("gossip_ms", self.gossip_ms, "ms of at least 0, or inf for never")
+        for incident in self.incidents:
+            if incident.server >= self.servers:
+                raise InvalidInputError("incidents", incident.server, f"servers 0 to {self.servers - 1}")
+        if self.autoscaling is not None and self.autoscaling.first > self.servers:
+            raise InvalidInputError("autoscaling.first", self.autoscaling.first, f"at most {self.servers} servers")
         if not (isfinite(self.speedup) and self.speedup > 0):
             raise InvalidInputError("speedup", self.speedup, "a finite number above 0")
-        for name in ("scrape_ms", "answer_ms", "news_ms"):
+        for name in ("scrape_ms", "answer_ms", "news_ms", "detect_ms"):
             if not (isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise InvalidInputError(name, getattr(self, name), "a finite number of at least 0")
         if not 0 <= self.news_lost <= 1:
             raise InvalidInputError("news_lost", self.news_lost, "0 to 1")
         whole_number("seed", self.seed)
+
+    @property
+    def eventful(self) -> bool:
+        """Does anything happen to it that needs its own simulation?"""
+        return bool(self.incidents) or self.autoscaling is not None or self.gateways > 1
+
+    @property
+    def each(self) -> tuple[ServerGroup, ...]:
+        """Return which group each server is of."""
+        alike = self.groups or (ServerGroup(self.servers),)
+        return tuple(group for group in alike for _ in range(group.servers))
+
+    def fleet(self, workload: Workload, *, news: bool = False) -> Fleet:
+        """Return these servers, before this traffic."""
+        return Fleet(
+            servers=self.servers,
+            config=self.engine,
+            timing=self.timing,
+            input_tokens=workload.input_tokens,
+            output_tokens=workload.output_tokens,
+            blocks=workload.blocks,
+            offsets=workload.offsets,
+            news=news,
+            adapters=None if workload.adapter is None else workload.adapter + 1,
+            timings=[group.timing or self.timing for group in self.each],
+            kv_blocks=[group.kv_blocks or self.engine.kv_blocks for group in self.each],
+        )
 
 
 class Course:
@@ -67,36 +117,30 @@ class Course:
         self.workload = workload
         self.policy = policy
         self.cluster = cluster
-        self.fleet = Fleet(
-            servers=cluster.servers,
-            config=cluster.engine,
-            timing=cluster.timing,
-            input_tokens=workload.input_tokens,
-            output_tokens=workload.output_tokens,
-            blocks=workload.blocks,
-            offsets=workload.offsets,
-            news=policy.news,
-        )
-        self.scheduler: Scheduler = policy.build(self.fleet)
-        self.pool = InferencePool()
+        self.fleet = cluster.fleet(workload, news=policy.news)
+        streams = np.random.SeedSequence(cluster.seed).spawn(4)
+        self.gateways = Gateways(policy, self.fleet, cluster.gateways, cluster.gossip_ms, streams[3])
+        self.scheduler, self.pool = self.gateways.desks[0]
+        #: Which server has which slot of the pools.
+        self.at_slot = self.fleet.at_slot
         for server in range(cluster.servers):
-            self.pool.join(
-                f"server-{server}",
-                values={KV_BLOCKS: cluster.engine.kv_blocks, KV_BLOCK_SIZE: cluster.engine.block_size},
-            )
-        streams = np.random.SeedSequence(cluster.seed).spawn(3)
+            self.admit(server)
         self.rng = np.random.default_rng(streams[0])
         self._phase = np.random.default_rng(streams[1]).random(cluster.servers) * cluster.scrape_ms
         self._scraped: FloatArray = np.full(cluster.servers, -inf)
         self._hashes = workload.block_hashes()
-        precise = [producer for producer in self.scheduler.producers if isinstance(producer, PrecisePrefixProducer)]
-        self._news = Newsroom(precise, workload, self.pool, cluster.news_ms, cluster.news_lost, streams[2])
+        heard = (producer for desk in self.gateways.desks for producer in desk.scheduler.producers)
+        precise = [producer for producer in heard if isinstance(producer, PrecisePrefixProducer)]
+        late, lost = cluster.news_ms, cluster.news_lost
+        self._news = Newsroom(precise, workload, self.pool, late, lost, streams[2], self.at_slot)
         self._unheard: deque[tuple[float, int, int]] = deque()  # when the gateway hears of it, kind and place
         self._inputs: list[int] = workload.input_tokens.tolist()
         self._outputs: list[int] = workload.output_tokens.tolist()
         self._arrival: list[float] = workload.arrival.tolist()
         self._bounds: list[int] = workload.offsets.tolist()
         self._tenant: list[int] | None = None if workload.tenant is None else workload.tenant.tolist()
+        self._adapters = workload.adapters
+        self._adapter: list[int] | None = None if workload.adapter is None else workload.adapter.tolist()
         self._clock = -1.0
         self.decided = 0
         #: Where it is asked for (`judge`): ms that each choice cost everybody more than the best one would have, float64[N], NaN where nobody looked.
@@ -107,26 +151,41 @@ class Course:
     def request(self, place: int) -> InferenceRequest:
         """Return the request at this place of the trace, as a gateway would know it: no output length."""
         hashes = self._hashes[self._bounds[place] : self._bounds[place + 1]]
+        adapter = "" if self._adapter is None or self._adapter[place] < 0 else self._adapters[self._adapter[place]]
         if self._tenant is None:
-            return InferenceRequest(request_id=str(place), input_tokens=self._inputs[place], block_hashes=hashes)
+            return InferenceRequest(
+                request_id=str(place), input_tokens=self._inputs[place], block_hashes=hashes, adapter=adapter
+            )
         tenant = self.workload.tenants[self._tenant[place]]
         return InferenceRequest(
             request_id=str(place),
             input_tokens=self._inputs[place],
             block_hashes=hashes,
+            adapter=adapter,
             priority=tenant.priority,
             fairness_id=tenant.name,
             tenant=tenant.name,
             slo_ttft=tenant.slo_ttft,
         )
 
+    def admit(self, server: int) -> None:
+        """Have a server join every gateway's pool."""
+        group = self.cluster.each[server]
+        values = {KV_BLOCKS: self.fleet.rooms[server], KV_BLOCK_SIZE: self.cluster.engine.block_size}
+        name = f"server-{server}"
+        for _, pool in self.gateways.desks:
+            pool.join(name, labels=group.labels, values=values)
+            endpoints = pool.snapshot()
+            self.at_slot[int(endpoints.slots[endpoints.names.index(name)])] = server
+
     def send(self, request: InferenceRequest, place: int, now: float) -> Reservation:
         """Decide where the request at this place of the trace goes, and send it there, at `now` ms."""
         began = perf_counter_ns()
         reservation = self.scheduler.schedule_and_reserve(request, self.pool, now=now / 1e3, rng=self.rng)
         self.decision_ns[place] = perf_counter_ns() - began
-        self.judge(place, reservation.slot, now)
-        self.fleet.enqueue(place, reservation.slot, now)
+        server = int(self.at_slot[reservation.slot])
+        self.judge(place, server, now)
+        self.fleet.enqueue(place, server, now)
         self.reservations[place] = reservation
         return reservation
 
@@ -138,8 +197,9 @@ class Course:
         for each in sent:
             place = int(each.request.request_id)
             self.decision_ns[place] = took // len(sent)
-            self.judge(place, each.reservation.slot, now)
-            self.fleet.enqueue(place, each.reservation.slot, now, each.order)
+            server = int(self.at_slot[each.reservation.slot])
+            self.judge(place, server, now)
+            self.fleet.enqueue(place, server, now, each.order)
             self.reservations[place] = each.reservation
             self.decided += 1
         return len(sent)
@@ -165,7 +225,7 @@ class Course:
 
     def _hear(self, now: float, ticks: FloatArray | None) -> None:
         """Let the servers run up to `now`, and tell the gateway what it has heard of it by then."""
-        events = self.fleet.advance(now, ticks)
+        events = self._sift(self.fleet.advance(now, ticks))
         if self.policy.news:
             self._news.tell(self.fleet.block_news(), now)
         if len(events.time):
@@ -174,10 +234,16 @@ class Course:
         while self._unheard and self._unheard[0][0] <= now:
             self._answered(*self._unheard.popleft())
 
+    def _sift(self, events: Events) -> Events:
+        """Return what of these events answers somebody."""
+        return events
+
     def _answered(self, now: float, kind: int, place: int) -> None:
         """Tell a reservation what its server did."""
         reservation = self.reservations[place]
         assert reservation is not None
+        if reservation.settlement is not None:  # its server left, and it was told so
+            return
         if kind == FIRST_TOKEN:
             reservation.first_token(now=now / 1e3)
         else:
@@ -197,11 +263,27 @@ class Course:
         if np.isnan(ticks).all():
             return False
         self._scraped = np.where(np.isnan(ticks), self._scraped, ticks)
-        waiting, running, usage = self.fleet.signals
-        self.pool.observe_all(
-            {WAITING_QUEUE_SIZE: waiting, RUNNING_REQUESTS: running, KV_CACHE_USAGE: usage}, now=self._scraped / 1e3
-        )
+        for _, pool in self.gateways.desks:
+            there = self.at_slot[pool.snapshot().slots]
+            waiting, running, usage = self.fleet.signals[:, there]
+            times = self._scraped[there] / 1e3
+            pool.observe_all({WAITING_QUEUE_SIZE: waiting, RUNNING_REQUESTS: running, KV_CACHE_USAGE: usage}, now=times)
+            if self._adapter is not None and self.cluster.engine.adapter_slots:
+                self._observe_adapters(pool, ticks)
         return True
+
+    def _observe_adapters(self, pool: InferencePool, ticks: FloatArray) -> None:
+        """Tell a pool which adapters the servers that were just read have."""
+        for name, slot in zip(pool.names, pool.snapshot().slots.tolist(), strict=True):
+            server = int(self.at_slot[slot])
+            if ticks[server] == ticks[server]:
+                loaded, running, waiting = (
+                    frozenset(self._adapters[each - 1] for each in numbers)
+                    for numbers in self.fleet.adapters_seen(server)
+                )
+                slots = self.cluster.engine.adapter_slots
+                known = Adapters(running, waiting, slots, loaded, slots=slots)
+                pool.observe(name, {}, now=float(self._scraped[server]) / 1e3, adapters=known)
 
 
 class Simulation(Course):

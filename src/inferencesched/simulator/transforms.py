@@ -104,6 +104,31 @@ def tag(workload: Workload, tenants: Sequence[Tenant], seed: int = 0) -> Workloa
     return replace(workload, tenants=tuple(tenants), tenant=drawn[session])
 
 
+def with_adapters(
+    workload: Workload, adapters: Sequence[str], *, skew: float = 1.0, base: float = 0.0, seed: int = 0
+) -> Workload:
+    """Which LoRA adapter does each conversation need? The n-th in proportion to ``1 / n ** skew``, by lot; a share of `base` needs none.
+
+    Errors: `InvalidInputError` for no adapters, one twice, or a skew or share that cannot be.
+
+    >>> from inferencesched.simulator import Traffic, generate
+    >>> with_adapters(generate(Traffic(requests=6), seed=1), ["sql", "law"], seed=3).adapter.tolist()
+    [1, 0, 0, 1, 0, 0]
+    """
+    if not adapters or len(set(adapters)) != len(adapters) or "" in adapters:
+        raise InvalidInputError("adapters", list(adapters), "at least one name, each once")
+    if not (isfinite(skew) and skew >= 0):
+        raise InvalidInputError("skew", skew, "a finite number of at least 0")
+    if not 0 <= base <= 1:
+        raise InvalidInputError("base", base, "0 to 1")
+    session = workload.sessions()
+    rng, count = np.random.default_rng((whole_number("seed", seed), 11)), int(session.max(initial=-1)) + 1
+    weights = 1.0 / np.arange(1, len(adapters) + 1) ** skew
+    drawn = rng.choice(len(adapters), size=count, p=weights / weights.sum())
+    drawn = np.where(rng.random(count) < base, -1, drawn).astype(np.int64)
+    return replace(workload, adapters=tuple(adapters), adapter=drawn[session])
+
+
 def repeat(workload: Workload, times: int, seed: int = 0) -> Workload:
     """What if the same went on, so many times over? Copies one after the other, each finding nothing of the one before.
 
@@ -153,6 +178,7 @@ def _picked(workload: Workload, order: IntArray, arrival: FloatArray | None = No
         blocks=workload.blocks[index],
         offsets=offsets,
         tenant=None if workload.tenant is None else workload.tenant[order],
+        adapter=None if workload.adapter is None else workload.adapter[order],
         precedence=None if workload.precedence is None else workload.precedence.taken(order),
     )
 

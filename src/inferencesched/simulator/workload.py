@@ -140,6 +140,7 @@ class Workload:
     ``blocks[offsets[i]:offsets[i + 1]]`` are request i's block ids (int64, small, not negative): equal ids mean an
     equal block after an equal prefix. Each id stands for ``block_size`` tokens; a last one may be partly filled.
     ``tenant`` int64[N] says whose each request is, a place in ``tenants``; None where nobody says.
+    ``adapter`` int64[N] says which LoRA adapter each request needs, a place in ``adapters``, -1 for the base model; None where nobody says.
     ``precedence`` says which requests wait for which answers, for a closed loop; None where nobody says. An open loop goes
     by ``arrival`` alone.
 
@@ -160,6 +161,8 @@ class Workload:
     tenants: tuple[Tenant, ...] = ()
     tenant: IntArray | None = None
     precedence: Precedence | None = None
+    adapters: tuple[str, ...] = ()
+    adapter: IntArray | None = None
 
     @classmethod
     def of(
@@ -220,6 +223,11 @@ class Workload:
         ):
             got = f"length {len(self.tenant)}, up to {self.tenant.max(initial=0)}"
             raise InvalidInputError("tenant", got, f"{count} places among {len(self.tenants)} tenants")
+        if self.adapter is not None and not (
+            len(self.adapter) == count and (self.adapter >= -1).all() and (self.adapter < len(self.adapters)).all()
+        ):
+            got = f"length {len(self.adapter)}, up to {self.adapter.max(initial=-1)}"
+            raise InvalidInputError("adapter", got, f"{count} places among {len(self.adapters)} adapters, or -1")
         if self.precedence is not None:
             self.precedence.validate(count)
 
@@ -276,6 +284,7 @@ class Workload:
             blocks=self.blocks[:stop],
             offsets=self.offsets[: count + 1],
             tenant=None if self.tenant is None else self.tenant[:count],
+            adapter=None if self.adapter is None else self.adapter[:count],
             precedence=None if self.precedence is None else self.precedence.head(count),
         )
 
