@@ -477,6 +477,13 @@ def test_a_sweep_writes_all_and_goes_on_where_it_was(run, trace, tmp_path):
     assert status == 2 and "another grid" in err
 
 
+def test_a_sweep_may_keep_a_share_of_the_conversations_and_be_told_the_schema(run, trace, tmp_path):
+    status, table, _ = swept(run, trace, tmp_path / "out", "--schema", "mooncake", "--thin", 0.5)
+    assert status == 0 and table.count("| toy, 0.5 of it |") == 4
+    _, table, _ = swept(run, trace, tmp_path / "other", "--schema", "weka")
+    assert "schema" in table and "Traceback" not in table, "each cell says why it failed"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -484,6 +491,8 @@ def test_a_sweep_writes_all_and_goes_on_where_it_was(run, trace, tmp_path):
         (("--fleets", "2:h100:100"), "timing: got 'h100'"),
         (("--policies", "best"), "policy: got 'best'"),
         (("--loads", "0"), "loads: got '0'"),
+        (("--schema", "csv"), "schema: got 'csv'"),
+        (("--thin", 0), "share: got 0.0"),
         (("--seeds", 0), "seeds: got 0"),
     ],
 )

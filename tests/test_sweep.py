@@ -340,3 +340,6 @@ def test_a_result_says_what_it_is_and_time_is_not_part_of_it():
     assert CellResult(cell, {"a": nan}, "", 1.0).same(CellResult(cell, {"a": nan}, "", 2.0))
     assert not CellResult(cell, {"a": 1.0}).same(CellResult(cell, {"a": 2.0}))
     assert (Source("x/trace.jsonl", spread=True).name, Source().name) == ("trace, spread", "embedded")
+    some = Source(head=40, share=0.5)
+    assert some.name == "embedded, 0.5 of it" and 0 < len(some.load(1)) < 40
+    assert len(some.load(1)) == len(some.load(1)) and some.load(1).arrival.tolist() != some.load(2).arrival.tolist()

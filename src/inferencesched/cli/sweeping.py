@@ -28,6 +28,8 @@ from inferencesched.simulator.tables import CellResult, markdown_table
 @click.option("--spread", is_flag=True, help="spread arrivals within the trace's own ticks, by seed")
 @click.option("--closed", is_flag=True, help="closed loop: each request waits for the answers before it")
 @click.option("--head", default=0, show_default=True, help="the first so many requests of each trace; 0 is all")
+@click.option("--schema", default="", help="how the traces are written, where their lines do not say")
+@click.option("--thin", default=1.0, show_default=True, help="so much of the conversations, drawn by seed")
 @click.option("--scrape-ms", default=50.0, show_default=True, help="age of scraped signals; 0 is fresh")
 @click.option("--answer-ms", default=5.0, show_default=True, help="so late is a token or an end heard of")
 @click.option("--news-ms", default=50.0, show_default=True, help="so late is a KV event heard of")
@@ -43,7 +45,10 @@ def sweep(traces: tuple[str, ...], out: Path, **options: Any) -> None:
     Writes journal.jsonl, figures.csv, table.md, report.html (and figures.parquet where pyarrow is installed) to --out.
     """
     grid = Grid(
-        tuple(Source(path, options["spread"], options["head"]) for path in traces or ("",)),
+        tuple(
+            Source(path, options["spread"], options["head"], options["schema"], options["thin"])
+            for path in traces or ("",)
+        ),
         tuple(each.name for each in policies_named(options["policies"])),
         tuple(numbers("loads", options["loads"])),
         tuple(_fleet(text) for text in options["fleets"].split(",")),

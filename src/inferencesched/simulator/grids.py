@@ -9,13 +9,13 @@ from typing import Final
 
 import msgspec
 
-from inferencesched.errors import InvalidInputError, whole_number
+from inferencesched.errors import InvalidInputError, UnknownNameError, whole_number
 from inferencesched.simulator.engine import EngineConfig, timing
 from inferencesched.simulator.generator import Traffic, generate
 from inferencesched.simulator.policies import policy
-from inferencesched.simulator.readers import read_trace
+from inferencesched.simulator.readers import SCHEMAS, read_trace
 from inferencesched.simulator.simulation import Cluster
-from inferencesched.simulator.transforms import jitter
+from inferencesched.simulator.transforms import jitter, thin
 from inferencesched.simulator.workload import Workload
 
 _EMBEDDED: Final = "embedded"
@@ -25,30 +25,41 @@ _EMBEDDED: Final = "embedded"
 class Source:
     """Which traffic? ``path`` of a trace, or empty for the seeded generator's; ``spread`` has arrivals spread within the trace's own ticks by each seed.
 
-    ``head`` takes the first so many requests; 0 is all.
+    ``head`` takes the first so many requests; 0 is all. ``schema`` says how the trace is written, where its lines do not (`SCHEMAS`); ``share`` of its
+    conversations are kept, drawn by each seed.
     """
 
     path: str = ""
     spread: bool = False
     head: int = 0
+    schema: str = ""
+    share: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.schema and self.schema not in SCHEMAS:
+            raise UnknownNameError("schema", self.schema, list(SCHEMAS))
+        if not 0 < self.share <= 1:
+            raise InvalidInputError("share", self.share, "above 0, at most 1")
 
     @property
     def name(self) -> str:
         """What is it called in tables?"""
         plain = Path(self.path).stem if self.path else _EMBEDDED
-        return f"{plain}, spread" if self.spread else plain
+        return plain + (f", {self.share:g} of it" if self.share < 1 else "") + (", spread" if self.spread else "")
 
     def load(self, seed: int) -> Workload:
         """Return the requests of this seed. Errors: those of `read_trace`."""
-        workload = _read(self.path)
+        workload = _read(self.path, self.schema)
         if self.head:
             workload = workload.head(self.head)
+        if self.share < 1:
+            workload = thin(workload, self.share, seed)
         return jitter(workload, seed) if self.spread else workload
 
 
 @lru_cache(maxsize=4)
-def _read(path: str) -> Workload:
-    return read_trace(path) if path else generate(Traffic(), seed=0)
+def _read(path: str, schema: str) -> Workload:
+    return read_trace(path, schema=schema or None) if path else generate(Traffic(), seed=0)
 
 
 @dataclass(frozen=True, slots=True)
