@@ -30,7 +30,6 @@ class Request:
         self.finish = nan
         self.adapter = 0  # none
         self.given = 0  # tokens whose keys and values another server sends
-        self.fetched = 0
 
     @property
     def known(self):
@@ -219,7 +218,6 @@ class Server:
             more, fetched = self.fetch(request, len(names))
             for _ in range(fetched):
                 beside += self.config.block_ms
-            request.fetched += fetched * self.config.block_size
             cached += more * self.config.block_size
             if request.given:
                 cached = max(cached, min(request.given, request.known - 1))

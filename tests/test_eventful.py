@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import inferencesched as isched
 from inferencesched.errors import InvalidInputError, UnknownNameError
+from inferencesched.observability.autoscaling import ScalingPolicy
 from inferencesched.simulator import (
     Autoscaling,
     Cluster,
@@ -168,7 +169,7 @@ def test_nobody_is_lost_without_a_word(incidents, name, detect, answer, gateways
 
 
 def test_more_servers_come_when_there_is_more_to_do_and_leave_afterwards():
-    scaling = Autoscaling(target=4.0, every_ms=1_000.0, boot_ms=2_000.0, settle_ms=5_000.0)
+    scaling = Autoscaling(target=4.0, every_ms=1_000.0, boot_ms=2_000.0, policy=ScalingPolicy(down_window=5.0))
     busy = generate(Traffic(requests=1_500), seed=1)
     cluster = Cluster(servers=8, autoscaling=scaling, timing=timing("llama-3.1-8b-a100"), speedup=4.0)
     simulation = EventfulSimulation(busy, policy("least-request"), cluster)
@@ -183,14 +184,14 @@ def test_more_servers_come_when_there_is_more_to_do_and_leave_afterwards():
 
 @given(st.integers(0, 500), st.integers(0, 20), st.integers(1, 20), st.floats(0.1, 100.0))
 def test_wanted_is_what_kubernetes_says(in_flight, ready, most, target):
-    scaling = Autoscaling(target=target)
-    wanted = scaling.wanted(in_flight, min(ready, most), most)
+    scaler = Autoscaling(target=target).autoscaler(most)
+    wanted = scaler.recommend(now=0.0, ready=min(ready, most), demand=in_flight)
     assert 0 <= wanted <= most
     ready = min(ready, most)
     if ready and 0.9 <= in_flight / ready / target <= 1.1:
         assert wanted == ready
     elif most >= in_flight / target >= 1:
-        assert (wanted - 1) * target < in_flight <= wanted * target * (1 + 1e-12)
+        assert (wanted - 1) * target < in_flight <= (wanted + 1e-8) * target
 
 
 # --- prompts computed apart --------------------------------------------------------------------------------------
@@ -307,7 +308,9 @@ def test_a_slower_accelerator_gets_less_of_who_counts_requests():
         (lambda: ServerGroup(1, kv_blocks=0), "kv_blocks"),
         (lambda: Autoscaling(0.0), "target"),
         (lambda: Autoscaling(1.0, every_ms=0.0), "every_ms"),
-        (lambda: Autoscaling(1.0, tolerance=1.0), "tolerance"),
+        (lambda: Autoscaling(1.0, policy=ScalingPolicy(tolerance=-1.0)), "tolerance"),
+        (lambda: Autoscaling(1.0, first=0), "first"),
+        (lambda: Autoscaling(1.0, boot_ms=inf), "boot_ms"),
         (lambda: Transfer(token_ms=inf), "token_ms"),
         (lambda: with_adapters(TRAFFIC, []), "adapters"),
         (lambda: with_adapters(TRAFFIC, ["x"], skew=-1.0), "skew"),

@@ -23,7 +23,7 @@ MOCKER = timing("dynamo-mocker")
 H100 = timing("llama-3.1-8b-h100")
 
 
-def fleet_of(rows, *, servers=1, timing=MOCKER, **config):
+def fleet_of(rows, *, servers=1, timing=MOCKER, adapters=None, timings=None, rooms=None, **config):
     """A fleet for these (input tokens, output tokens, block ids)."""
     inputs, outputs, blocks = zip(*rows, strict=True)
     return Fleet(
@@ -34,6 +34,9 @@ def fleet_of(rows, *, servers=1, timing=MOCKER, **config):
         np.array(outputs, dtype=np.int64),
         np.array([block for row in blocks for block in row], dtype=np.int64),
         np.cumsum([0, *map(len, blocks)], dtype=np.int64),
+        adapters=None if adapters is None else np.array(adapters, dtype=np.int64),
+        timings=timings,
+        kv_blocks=rooms,
     )
 
 

@@ -12,29 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inferencesched.errors import InvalidInputError
-from inferencesched.simulator import EngineConfig, Fleet, timing
+from inferencesched.simulator import timing
 from tests import naive_engine
-from tests.test_server import GAPS, assert_same_events, workloads
+from tests.test_server import GAPS, assert_same_events, fleet_of, workloads
 
 MOCKER = timing("dynamo-mocker")
 H100 = timing("llama-3.1-8b-h100")
 A100 = timing("llama-3.1-8b-a100")
-
-
-def fleet_of(rows, *, servers=1, adapters=None, timings=None, rooms=None, **config):
-    inputs, outputs, blocks = zip(*rows, strict=True)
-    return Fleet(
-        servers,
-        EngineConfig(**config),
-        MOCKER,
-        np.array(inputs, dtype=np.int64),
-        np.array(outputs, dtype=np.int64),
-        np.array([block for row in blocks for block in row], dtype=np.int64),
-        np.cumsum([0, *map(len, blocks)], dtype=np.int64),
-        adapters=None if adapters is None else np.array(adapters, dtype=np.int64),
-        timings=timings,
-        kv_blocks=rooms,
-    )
 
 
 # --- fixed examples ----------------------------------------------------------------------------------------------

@@ -465,6 +465,13 @@ def whole_number(parameter: str, value: object, low: int = 0) -> int:
     raise InvalidInputError(parameter, value, f"an integer of at least {low}")
 
 
+def not_negative(parameter: str, value: float, unit: str = "") -> float:
+    """Return the value; `InvalidInputError` for anything but a finite number (of a unit, as " of ms") of at least 0."""
+    if 0 <= value < inf:
+        return value
+    raise InvalidInputError(parameter, value, f"a finite number{unit} of at least 0")
+
+
 def duration(parameter: str, value: float) -> float:
     """Return the value; `InvalidInputError` for anything but a finite number of seconds above 0."""
     if 0 < value < inf:

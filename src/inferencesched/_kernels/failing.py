@@ -3,6 +3,7 @@
 import numpy as np
 
 from inferencesched._kernels._compile import kernel
+from inferencesched._kernels.serving import members_of
 from inferencesched._kernels.serving_state import (
     CACHED,
     CACHED_ALL,
@@ -20,7 +21,6 @@ from inferencesched._kernels.serving_state import (
     RUNNING,
     SERVER,
     TOP,
-    WAIT_HEAD,
     WAITING,
     State,
 )
@@ -44,15 +44,7 @@ def crash(state: State, s: int, members: IntArray) -> int:
     Who had its first token stays there for good; everybody else can be sent again, as if it never had been.
     """
     requests, servers = state.requests, state.servers
-    count = 0
-    for r in range(servers[s, RUNNING]):
-        members[count] = state.queue[s, r]
-        count += 1
-    i = int(servers[s, WAIT_HEAD])
-    while i >= 0:
-        members[count] = i
-        count += 1
-        i = int(requests[i, NEXT])
+    count = members_of(state, s, members)
     for m in range(count):
         i = int(members[m])
         for column in (COMPUTED, HELD, CHUNK, PREFILLING):

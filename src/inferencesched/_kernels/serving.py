@@ -20,7 +20,6 @@ from inferencesched._kernels.serving_state import (
     EVENTS,
     EVICTABLE,
     FETCHED,
-    FETCHED_TOKENS,
     FINISH,
     FINISH_EVENT,
     FIRST_TOKEN,
@@ -182,7 +181,6 @@ def _begin(state: State, now: float, s: int) -> None:
                 if not there:
                     beside += timing[BLOCK_MS]
                     tally[FETCHED] += 1
-                    requests[i, FETCHED_TOKENS] += size
         if requests[i, GIVEN] > 0:  # the prompt was counted where it was computed
             cached = max(cached, min(int(requests[i, GIVEN]), known - 1))
         else:
@@ -451,6 +449,21 @@ def enqueue(state: State, i: int, s: int, now: float) -> None:
 
 
 @kernel
+def members_of(state: State, s: int, members: IntArray) -> int:
+    """List the requests of server s in members int64[N], running ones first; return how many."""
+    count = 0
+    for r in range(state.servers[s, RUNNING]):
+        members[count] = state.queue[s, r]
+        count += 1
+    i = int(state.servers[s, WAIT_HEAD])
+    while i >= 0:
+        members[count] = i
+        count += 1
+        i = int(state.requests[i, NEXT])
+    return count
+
+
+@kernel
 def copy_server(state: State, s: int, to: State, members: IntArray) -> int:
     """Copy server s and its requests to server 0 of another state; list them in members int64[N], return how many."""
     requests, servers = state.requests, state.servers
@@ -470,16 +483,9 @@ def copy_server(state: State, s: int, to: State, members: IntArray) -> int:
     for at in range(state.table.shape[1]):
         to.table[0, at, 0] = state.table[s, at, 0]
         to.table[0, at, 1] = state.table[s, at, 1]
-    count = 0
+    count = members_of(state, s, members)
     for r in range(servers[s, RUNNING]):
-        to.queue[0, r] = state.queue[s, r]
-        members[count] = state.queue[s, r]
-        count += 1
-    i = int(servers[s, WAIT_HEAD])
-    while i >= 0:
-        members[count] = i
-        count += 1
-        i = int(requests[i, NEXT])
+        to.queue[0, r] = members[r]
     for m in range(count):
         to.requests[members[m]] = requests[members[m]]
         to.times[members[m]] = state.times[members[m]]

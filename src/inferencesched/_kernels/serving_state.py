@@ -14,7 +14,7 @@ Int8Array = NDArray[np.int8]
 class State(NamedTuple):
     """All servers of a fleet and all requests of a trace. S servers of P blocks, N requests; times are ms."""
 
-    requests: IntArray  # int64[N, 19]: what each asks for and how far it is
+    requests: IntArray  # int64[N, 18]: what each asks for and how far it is
     times: FloatArray  # float64[N, 3]
     servers: IntArray  # int64[R, 11]: heads and counts of each server's lists, and its size; R is S, or 2 S with the hosts' memories behind
     clocks: FloatArray  # float64[S, 2 + L]: of its passes, and when each slot was last begun or ended with
@@ -37,7 +37,7 @@ class State(NamedTuple):
 # columns of `requests`
 INPUT, OUTPUT, GENERATED, COMPUTED, HELD, CHUNK, PREFILLING, NEXT = range(8)
 SERVER, CACHED, CACHED_ALL, PROMPT_ALL, PREEMPTIONS, FULL, FIRST_BLOCK, OWN_BLOCK = range(8, 16)
-ADAPTER, GIVEN, FETCHED_TOKENS = range(16, 19)  # adapter 0 is none; GIVEN: tokens whose KV another server sends
+ADAPTER, GIVEN = range(16, 18)  # adapter 0 is none; GIVEN: tokens whose KV another server sends
 # columns of `times`
 FIRST_TOKEN, FINISH, LAST_TOKEN = range(3)
 # columns of `servers`

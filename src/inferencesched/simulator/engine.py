@@ -7,7 +7,6 @@ would beat its own hardware's roofline is refused.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import isfinite
 from types import MappingProxyType
 from typing import Final
 
@@ -16,7 +15,7 @@ import numpy as np
 from inferencesched._kernels import serving
 from inferencesched._kernels import serving_state as columns
 from inferencesched._typing import FloatArray
-from inferencesched.errors import InvalidInputError, UnknownNameError, whole_number
+from inferencesched.errors import InvalidInputError, UnknownNameError, not_negative, whole_number
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +48,7 @@ class EngineConfig:
         for name in ("adapter_slots", "host_blocks"):
             whole_number(name, getattr(self, name))
         for name in ("adapter_ms", "block_ms"):
-            if not (isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise InvalidInputError(name, getattr(self, name), "a finite number of ms of at least 0")
+            not_negative(name, getattr(self, name), " of ms")
 
     @property
     def kv_tokens(self) -> int:
@@ -158,9 +156,7 @@ class ClosedForm:
 
     def __post_init__(self) -> None:
         for name in ("c0", "w", "b", "a", "k", "r"):
-            value = getattr(self, name)
-            if not (isfinite(value) and value >= 0):
-                raise InvalidInputError(name, value, "a finite number of at least 0")
+            not_negative(name, getattr(self, name))
         if self.hardware is not None:
             values = {"c0 + w": self.c0 + self.w, "b": self.b, "a": self.a, "k": self.k}
             for name, floor in self.hardware.floors().items():

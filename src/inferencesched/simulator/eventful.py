@@ -12,6 +12,7 @@ from math import inf, nan
 from typing import Final
 
 from inferencesched.errors import InvalidInputError, RequestRefusedError
+from inferencesched.observability.autoscaling import Autoscaler
 from inferencesched.request import InferenceRequest
 from inferencesched.reservation import Reservation
 from inferencesched.simulator.incidents import Autoscaling
@@ -39,17 +40,16 @@ class EventfulSimulation(Simulation):
         self._agenda: list[tuple[float, int, Callable[[float], None]]] = []
         self._number = 0  # ties happen in the order in which they were planned
         self._down: set[int] = set()
-        self._draining: set[str] = set()
+        self._draining: set[int] = set()
         self._booting: set[int] = set()
         #: Whose prompt is computed apart: its booking there, and who decodes.
         self._apart: dict[int, tuple[Reservation, int]] = {}
-        self._wanted: list[tuple[float, int]] = []
         scaling, absent = cluster.autoscaling, set[int]()
         for incident in sorted(cluster.incidents, key=lambda each: each.at_ms, reverse=True):
             (absent.add if incident.what == "join" else absent.discard)(incident.server)
         if scaling is not None:
             absent |= set(range(scaling.first, self.fleet.servers))
-            self._plan(scaling.every_ms, lambda now: self._scale(scaling, now))
+            self._plan(scaling.every_ms, partial(self._scale, scaling.autoscaler(self.fleet.servers), scaling))
         for incident in cluster.incidents:
             happen = {"fail": self._fail, "join": self._join, "drain": self._drain}[incident.what]
             self._plan(incident.at_ms, partial(happen, incident.server))
@@ -81,13 +81,6 @@ class EventfulSimulation(Simulation):
         """Let everything end."""
         self.look(inf)
 
-    def step(self) -> Reservation:
-        """Bring the next arrival, decide it, and send it to its server. `RequestRefusedError` where nobody takes it: the run goes on."""
-        request, now = self.arrive()
-        place = self.decided
-        self.decided += 1
-        return self.send(request, place, now)
-
     def _plan(self, at: float, act: Callable[[float], None]) -> None:
         self._number += 1
         heappush(self._agenda, (at, self._number, act))
@@ -99,12 +92,11 @@ class EventfulSimulation(Simulation):
     ) -> Reservation:
         """Decide where a request goes and send it there; a server that is down is found out by asking it."""
         scheduler, pool = self.gateways.desk(place)
+        exclude |= frozenset(map(self.name_of, self._draining))
         while True:
             try:
                 with pool.lock:
-                    result = scheduler.schedule(
-                        request, pool.snapshot(), now=now / 1e3, rng=self.rng, exclude=exclude | self._draining
-                    )
+                    result = scheduler.schedule(request, pool.snapshot(), now=now / 1e3, rng=self.rng, exclude=exclude)
                     booked = dict(
                         scheduler.reserve_stages(result, pool, now=now / 1e3)
                         if len(result.profiles) > 1
@@ -124,9 +116,7 @@ class EventfulSimulation(Simulation):
         main, server = booked.pop(result.primary), servers[result.primary]
         self.reservations[place] = main
         if booked:
-            name, before = booked.popitem()
-            for each in booked.values():  # an encoder costs nothing here
-                each.complete(now=now / 1e3)
+            ((name, before),) = booked.items()  # prompts are computed in one stage: nothing is encoded here
             self._apart[place] = (before, server)
             self.fleet.prefill_only(place)
             server = servers[name]
@@ -169,17 +159,18 @@ class EventfulSimulation(Simulation):
 
     # -- servers ---------------------------------------------------------------------------------------------------
 
-    def _name(self, server: int) -> str:
-        return f"server-{server}"
+    def _there(self) -> list[int]:
+        """Return which servers the gateways know."""
+        return sorted(self.at_slot[self.pool.snapshot().slots].tolist())
 
     def _fail(self, server: int, now: float) -> None:
         """Lose a server; who had no token yet is sent elsewhere at once, and the pool hears of it later."""
-        if server in self._down or self._name(server) not in self.pool.names:
+        if server in self._down or server not in self._there():
             return
         self._down.add(server)
         again, lost = self.fleet.crash(server)
         self._sized(now)
-        name = frozenset({self._name(server)})
+        name = frozenset({self.name_of(server)})
         for place in lost.tolist():
             self.lost.append(place)
             self._failed(place, now)
@@ -196,9 +187,9 @@ class EventfulSimulation(Simulation):
 
     def _join(self, server: int, now: float) -> None:
         self._booting.discard(server)
-        name = self._name(server)
-        if name in self.pool.names and server not in self._down:
-            self._draining.discard(name)
+        if server in self._there() and server not in self._down:
+            self._draining.discard(server)
+            self._sized(now)
             return
         self._leave(server)
         self._down.discard(server)
@@ -206,55 +197,48 @@ class EventfulSimulation(Simulation):
         self._sized(now)
 
     def _drain(self, server: int, now: float) -> None:
-        if self._name(server) in self.pool.names and server not in self._down:
-            self._draining.add(self._name(server))
+        if server in self._there() and server not in self._down:
+            self._draining.add(server)
             self._sized(now)
 
     def _leave(self, server: int) -> None:
-        name = self._name(server)
-        self._draining.discard(name)
-        for desk in self.gateways.desks:
-            if name in desk.pool.names:
-                desk.pool.leave(name)
+        self._draining.discard(server)
+        if server in self._there():
+            for desk in self.gateways.desks:
+                desk.pool.leave(self.name_of(server))
 
     def _leave_if_done(self) -> None:
         """Have those leave who are drained and have nothing left to do."""
-        for name in sorted(self._draining):
-            server = int(name.rpartition("-")[2])
+        for server in sorted(self._draining):
             coming = any(server == each for _, each in self._apart.values())
             if not coming and not self.fleet.in_flight(server):
                 self._leave(server)
 
     def _ready(self) -> list[int]:
-        names = [name for name in self.pool.names if name not in self._draining]
-        return sorted(server for server in (int(name.rpartition("-")[2]) for name in names) if server not in self._down)
+        """Return who takes requests."""
+        return [server for server in self._there() if server not in self._draining | self._down]
 
     def _sized(self, now: float) -> None:
         self.sizes.append((now, len(self._ready())))
 
-    def _scale(self, scaling: Autoscaling, now: float) -> None:
-        """Look how many servers should be there, and have them join or drain."""
+    def _scale(self, scaler: Autoscaler, scaling: Autoscaling, now: float) -> None:
+        """Ask how many servers should be there, and have them join or drain."""
         in_flight = sum(desk.pool.ledger().inflight_requests for desk in self.gateways.desks)
-        ready, servers = self._ready(), self.fleet.servers
-        self._wanted = [(at, each) for at, each in self._wanted if at >= now - scaling.settle_ms]
-        self._wanted.append((now, scaling.wanted(in_flight, len(ready), servers)))
-        wanted, there = self._wanted[-1][1], len(ready) + len(self._booting)
-        if wanted > there:
-            drained = sorted(int(name.rpartition("-")[2]) for name in self._draining)
-            for server in drained[: wanted - there]:  # who is still there need not boot
-                self._join(server, now)
-            there += min(len(drained), wanted - there)
-            down = self._down | self._booting | set(ready) | set(drained)
-            absent = [server for server in range(servers) if server not in down]
-            for server in absent[: wanted - there]:
-                self._booting.add(server)
-                self._plan(now + scaling.boot_ms, partial(self._join, server))
-        settled = max(each for _, each in self._wanted)
-        for server in ready[settled:]:
+        ready = self._ready()
+        wanted = scaler.recommend(now=now / 1e3, ready=len(ready), demand=in_flight)
+        missing = max(0, wanted - len(ready) - len(self._booting))
+        back = sorted(self._draining)[:missing]  # who is still there need not boot
+        for server in back:
+            self._join(server, now)
+        taken = self._down | self._booting | set(self._there())
+        absent = [server for server in range(self.fleet.servers) if server not in taken]
+        for server in absent[: missing - len(back)]:
+            self._booting.add(server)
+            self._plan(now + scaling.boot_ms, partial(self._join, server))
+        for server in ready[wanted:]:
             self._drain(server, now)
-        self._sized(now)
         if in_flight or self.decided < len(self._arrival):
-            self._plan(now + scaling.every_ms, lambda at: self._scale(scaling, at))
+            self._plan(now + scaling.every_ms, partial(self._scale, scaler, scaling))
 
     def figures(self) -> Mapping[str, float]:
         """What happened beside what is always told?"""

@@ -1,21 +1,15 @@
 """What happens to a fleet while it serves: servers that differ, fail, come back, are drained, and are added when there is more to do."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from math import ceil, isfinite
-from typing import Final, Literal, get_args
+from dataclasses import dataclass, field, replace
+from math import isfinite
+from typing import Literal, get_args
 
-from inferencesched.errors import InvalidInputError, UnknownNameError, whole_number
+from inferencesched.errors import InvalidInputError, UnknownNameError, not_negative, whole_number
+from inferencesched.observability.autoscaling import Autoscaler, ScalingPolicy
 from inferencesched.simulator.engine import StepTime
 
 What = Literal["fail", "join", "drain"]
-
-
-def _ms(**values: float) -> None:
-    """Refuse what is no time."""
-    for name, value in values.items():
-        if not (isfinite(value) and value >= 0):
-            raise InvalidInputError(name, value, "a finite number of ms of at least 0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +46,7 @@ class Incident:
     what: What
 
     def __post_init__(self) -> None:
-        _ms(at_ms=self.at_ms)
+        not_negative("at_ms", self.at_ms, " of ms")
         whole_number("server", self.server)
         if self.what not in get_args(What):
             raise UnknownNameError("what", self.what, get_args(What))
@@ -60,41 +54,33 @@ class Incident:
 
 @dataclass(frozen=True, slots=True)
 class Autoscaling:
-    """How many servers should there be? As Kubernetes' horizontal autoscaler has it, by requests in flight a server.
+    """Who says how many servers there are, and how soon does that come true? The gateway's own `Autoscaler`, on requests in flight.
 
-    ``target`` requests in flight a server are right, and within ``tolerance`` of that nothing changes; else ``ceil(in flight / target)`` servers are wanted,
-    of at least ``least`` and at most as many as the cluster has. It looks every ``every_ms``; a new server joins after ``boot_ms``; fewer are wanted only if all looks of the last
-    ``settle_ms`` wanted fewer. ``first`` are there at the beginning. Source: kubernetes.io, Horizontal Pod Autoscaling, whose defaults these are, but for ``boot_ms``.
+    ``target`` requests in flight a server are right; ``policy`` has the bounds, the tolerance and the windows. It looks every ``every_ms``; a new server joins after
+    ``boot_ms``, one too many is drained. ``first`` are there at the beginning.
 
-    >>> scaling = Autoscaling(target=10.0)
-    >>> scaling.wanted(in_flight=35, ready=3, most=8), scaling.wanted(in_flight=32, ready=3, most=8)
-    (4, 3)
+    >>> Autoscaling(target=10.0).policy.down_window
+    300.0
     """
 
     target: float
     first: int = 1
-    least: int = 1
     every_ms: float = 15_000.0
     boot_ms: float = 60_000.0
-    settle_ms: float = 300_000.0
-    tolerance: float = 0.1
+    policy: ScalingPolicy = field(default_factory=ScalingPolicy)
 
     def __post_init__(self) -> None:
-        if not (isfinite(self.target) and self.target > 0):
-            raise InvalidInputError("target", self.target, "a finite number of requests above 0")
-        whole_number("least", self.least, low=1)
-        whole_number("first", self.first, low=self.least)
-        _ms(boot_ms=self.boot_ms, settle_ms=self.settle_ms)
+        whole_number("first", self.first, low=1)
+        not_negative("boot_ms", self.boot_ms, " of ms")
         if not (isfinite(self.every_ms) and self.every_ms > 0):
             raise InvalidInputError("every_ms", self.every_ms, "a finite number of ms above 0")
-        if not 0 <= self.tolerance < 1:
-            raise InvalidInputError("tolerance", self.tolerance, "0 to below 1")
+        self.autoscaler(1)  # what it refuses is refused now
 
-    def wanted(self, in_flight: int, ready: int, most: int) -> int:
-        """Return how many servers this look wants."""
-        if ready and abs(in_flight / ready / self.target - 1.0) <= self.tolerance:
-            return ready
-        return min(most, max(self.least, ceil(in_flight / self.target)))
+    def autoscaler(self, servers: int) -> Autoscaler:
+        """Return a new one, for at most so many servers."""
+        most = min(servers, self.policy.most)
+        bounds = replace(self.policy, most=most, least=min(most, self.policy.least))
+        return Autoscaler("simulated", target=self.target, policy=bounds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,12 +95,9 @@ class Transfer:
     token_ms: float = 0.00524
 
     def __post_init__(self) -> None:
-        _ms(latency_ms=self.latency_ms, token_ms=self.token_ms)
+        not_negative("latency_ms", self.latency_ms, " of ms")
+        not_negative("token_ms", self.token_ms, " of ms")
 
     def ms(self, tokens: int) -> float:
         """Return how long so many tokens take."""
         return self.latency_ms + self.token_ms * tokens
-
-
-#: Which servers are there, if nobody says.
-ALIKE: Final[tuple[ServerGroup, ...]] = ()

@@ -161,7 +161,7 @@ class Fleet:
         if longest > min(self.rooms) * size:
             needed = -(-longest // size)
             raise InvalidInputError("kv_blocks", min(self.rooms), f"at least {needed}: the longest request must fit")
-        requests = np.zeros((total, 19), dtype=np.int64)
+        requests = np.zeros((total, 18), dtype=np.int64)
         if adapters is not None:
             if len(adapters) != total or adapters.min(initial=0) < 0:
                 got = f"length {len(adapters)}, from {adapters.min(initial=0)}"

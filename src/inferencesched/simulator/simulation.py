@@ -13,7 +13,7 @@ import numpy as np
 
 from inferencesched._typing import FloatArray
 from inferencesched.endpoints import KV_BLOCK_SIZE, KV_BLOCKS, KV_CACHE_USAGE, RUNNING_REQUESTS, WAITING_QUEUE_SIZE
-from inferencesched.errors import InvalidInputError, whole_number
+from inferencesched.errors import InvalidInputError, not_negative, whole_number
 from inferencesched.marginal import LateBinder
 from inferencesched.members import Adapters
 from inferencesched.pool import InferencePool
@@ -22,7 +22,7 @@ from inferencesched.request import InferenceRequest, Usage
 from inferencesched.reservation import Reservation
 from inferencesched.simulator.engine import EngineConfig, StepTime, timing
 from inferencesched.simulator.gateways import Gateways
-from inferencesched.simulator.incidents import ALIKE, Autoscaling, Incident, ServerGroup, Transfer
+from inferencesched.simulator.incidents import Autoscaling, Incident, ServerGroup, Transfer
 from inferencesched.simulator.news import Newsroom
 from inferencesched.simulator.policies import Policy
 from inferencesched.simulator.server import FIRST_TOKEN, Events, Fleet
@@ -52,7 +52,7 @@ class Cluster:
     answer_ms: float = 0.0
     news_ms: float = 0.0
     news_lost: float = 0.0
-    groups: tuple[ServerGroup, ...] = ALIKE
+    groups: tuple[ServerGroup, ...] = ()
     incidents: tuple[Incident, ...] = ()
     detect_ms: float = 1_000.0
     autoscaling: Autoscaling | None = None
@@ -75,8 +75,7 @@ class Cluster:
         if not (isfinite(self.speedup) and self.speedup > 0):
             raise InvalidInputError("speedup", self.speedup, "a finite number above 0")
         for name in ("scrape_ms", "answer_ms", "news_ms", "detect_ms"):
-            if not (isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise InvalidInputError(name, getattr(self, name), "a finite number of at least 0")
+            not_negative(name, getattr(self, name))
         if not 0 <= self.news_lost <= 1:
             raise InvalidInputError("news_lost", self.news_lost, "0 to 1")
         whole_number("seed", self.seed)
@@ -168,11 +167,15 @@ class Course:
             slo_ttft=tenant.slo_ttft,
         )
 
+    def name_of(self, server: int) -> str:
+        """Return what the pools call a server."""
+        return f"server-{server}"
+
     def admit(self, server: int) -> None:
         """Have a server join every gateway's pool."""
         group = self.cluster.each[server]
         values = {KV_BLOCKS: self.fleet.rooms[server], KV_BLOCK_SIZE: self.cluster.engine.block_size}
-        name = f"server-{server}"
+        name = self.name_of(server)
         for _, pool in self.gateways.desks:
             pool.join(name, labels=group.labels, values=values)
             endpoints = pool.snapshot()
@@ -311,6 +314,6 @@ class Simulation(Course):
     def step(self) -> Reservation:
         """Bring the next arrival, decide it, and send it to its server."""
         request, now = self.arrive()
-        reservation = self.send(request, self.decided, now)
+        place = self.decided
         self.decided += 1
-        return reservation
+        return self.send(request, place, now)

@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 
 from inferencesched._typing import FloatArray, IntArray
-from inferencesched.errors import InvalidInputError, whole_number
+from inferencesched.errors import InvalidInputError, not_negative, whole_number
 from inferencesched.simulator.tenancy import ANYBODY, Tenant, draw
 from inferencesched.simulator.workload import Precedence, Workload, gathered
 
@@ -117,8 +117,7 @@ def with_adapters(
     """
     if not adapters or len(set(adapters)) != len(adapters) or "" in adapters:
         raise InvalidInputError("adapters", list(adapters), "at least one name, each once")
-    if not (isfinite(skew) and skew >= 0):
-        raise InvalidInputError("skew", skew, "a finite number of at least 0")
+    not_negative("skew", skew)
     if not 0 <= base <= 1:
         raise InvalidInputError("base", base, "0 to 1")
     session = workload.sessions()
